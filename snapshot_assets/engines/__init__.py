@@ -1,0 +1,1 @@
+"""The databases that can be published: the engine contract and one module for each engine."""

@@ -1,0 +1,128 @@
+"""What every engine promises. `snapshot_assets.testing.EngineContract` is the same text as tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.manifest import Layout, Manifest, TableContent
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Captured", "Engine", "Pool", "StagedFile", "VerifyLevel"]
+
+VerifyLevel = Literal["quick", "full", "none"]
+"""`quick` opens the copy and reads every table's schema and count; `full` reads all data; `none` does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """One file of a staged copy.
+
+    `source` is where its bytes lie now, `path` is its name in the snapshot: relative and POSIX.
+    """
+
+    path: str
+    source: Path
+    size: int
+    mode: int
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A complete and consistent staged copy of a live database."""
+
+    files: tuple[StagedFile, ...]
+    tables: Mapping[str, TableContent]
+    engine_version: str
+    storage_version: str
+
+
+class Pool(Protocol):
+    """The open, read-only connections of one local copy. Counting leases is the provider's business, not the pool's."""
+
+    def acquire(self) -> Any:
+        """A connection of the engine's own type, in a clean session."""
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back."""
+
+    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
+        """Run one statement and fetch all of its result as Arrow."""
+
+    def close(self) -> None:
+        """Close everything. No lease is out."""
+
+
+class Engine(Protocol):
+    """How one kind of database is captured, checked and opened."""
+
+    @property
+    def name(self) -> str:
+        """The engine's name in datasets, heads and manifests."""
+
+    @property
+    def supports_snapshot_reload(self) -> bool:
+        """Whether a reader can go from one snapshot to the next without closing what is in use."""
+
+    def version(self) -> str:
+        """The version of the engine's library in this process."""
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Refuse, when it is declared, what could never be captured.
+
+        Raises:
+            UnsupportedLiveDatabase: the file is of another kind.
+            ConfigurationError: an option of the dataset is unknown or contradicts another.
+        """
+
+    def connect_live(self, dataset: Dataset) -> AbstractContextManager[Any]:
+        """A read-write connection to the live database; made if there is none. The caller holds the write gate.
+
+        Raises:
+            LiveDatabaseBusy: another process has it.
+        """
+
+    def capture(self, dataset: Dataset, staging: Path, *, timeout: float) -> Captured:
+        """Make a complete, consistent staged copy in the empty folder `staging`. The caller holds the write gate.
+
+        Unchanged content gives the same bytes, whichever way it was copied. Nothing is hashed or uploaded here.
+
+        Raises:
+            LiveDatabaseMissing: there is nothing to capture.
+            LiveDatabaseBusy: another program kept it in use for `timeout` seconds.
+            UnsupportedLiveDatabase: it is not a database of this engine, or of a form that can not be captured.
+        """
+
+    def verify(
+        self, folder: Path, files: Sequence[str], tables: Mapping[str, TableContent], level: VerifyLevel
+    ) -> None:
+        """Open a copy (staged or local) in `folder` and check it against what it should hold.
+
+        Raises:
+            CorruptCapture: it does not open, or holds something else.
+        """
+
+    def staged_query(
+        self, folder: Path, files: Sequence[str]
+    ) -> AbstractContextManager[Callable[[str], list[tuple[Any, ...]]]]:
+        """A way to run read-only statements on a staged copy, for validators."""
+
+    def check_readable(self, manifest: Manifest) -> None:
+        """Refuse, before anything is downloaded, a snapshot that this process's library could not open.
+
+        Raises:
+            EngineTooOld: it could not.
+        """
+
+    def install(self, folder: Path, manifest: Manifest) -> None:
+        """Do what the engine needs once on a reader, after the files stand under their final path."""
+
+    def open_pool(self, folder: Path, manifest: Manifest) -> Pool:
+        """Open a local copy, read-only. `folder` holds the files under their manifest paths."""

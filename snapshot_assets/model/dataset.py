@@ -1,0 +1,115 @@
+"""Datasets as a user declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from snapshot_assets.errors import InconsistentSnapshotSettings, UnsupportedEngine
+from snapshot_assets.ids import check_dataset_name
+
+if TYPE_CHECKING:
+    from snapshot_assets.model.manifest import TableContent
+
+__all__ = ["ENGINE_NAMES", "Dataset", "StagedCopy", "Validator", "refuse_shared_live_files"]
+
+ENGINE_NAMES: Final = ("duckdb", "sqlite")
+"""The engines that this version publishes."""
+
+
+class StagedCopy(Protocol):
+    """What a validator may look at: the staged copy of the live database, before anything is announced."""
+
+    @property
+    def tables(self) -> Mapping[str, TableContent]:
+        """The captured tables, with their schemas and row counts."""
+
+    @property
+    def previous(self) -> Mapping[str, int] | None:
+        """The row count of each table in the current snapshot; none at the first publish."""
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of a statement, run on the staged copy, read-only."""
+
+
+Validator = Callable[[StagedCopy], str | None] | str
+"""A check of the staged copy. A function returns what is wrong, or nothing; a SQL text must return no row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A named database that is published.
+
+    Args:
+        name: the dataset's name in the store, in Dagster and in SQL.
+        engine: the engine of the live database.
+        path: the live database.
+        validators: run on every staged copy before it is announced.
+        tables: the tables that readers are told of; all, when it is left out.
+        options: the engine's own settings.
+        properties: recorded in every manifest.
+
+    Raises:
+        InvalidDatasetName: the name does not fit.
+        UnsupportedEngine: no such engine, or a database without a file.
+    """
+
+    name: str
+    engine: str
+    path: Path
+    validators: tuple[Validator, ...] = ()
+    tables: tuple[str, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(
+        self,
+        name: str,
+        engine: str,
+        path: str | Path,
+        validators: Sequence[Validator] = (),
+        tables: Sequence[str] | None = None,
+        options: Mapping[str, Any] | None = None,
+        properties: Mapping[str, Any] | None = None,
+    ) -> None:
+        if engine not in ENGINE_NAMES:
+            raise UnsupportedEngine(
+                f"no engine is called {engine!r}; this version publishes {', '.join(ENGINE_NAMES)}", dataset=name
+            )
+        text = str(path)
+        if text in {"", "."} or ":memory:" in text or text.startswith("file:"):
+            raise UnsupportedEngine(f"{text!r} is not a database file, so it can not be captured", dataset=name)
+        values = {
+            "name": check_dataset_name(name),
+            "engine": engine,
+            "path": Path(text),
+            "validators": tuple(validators),
+            "tables": None if tables is None else tuple(tables),
+            "options": dict(options or {}),
+            "properties": dict(properties or {}),
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+
+def refuse_shared_live_files(datasets: Iterable[Dataset]) -> None:
+    """Refuse two datasets that would capture the same live file.
+
+    Raises:
+        InconsistentSnapshotSettings: two of them name one file, or one name stands twice for different files.
+    """
+    by_path: dict[Path, str] = {}
+    by_name: dict[str, Path] = {}
+    for dataset in datasets:
+        path = dataset.path.resolve()
+        if by_path.setdefault(path, dataset.name) != dataset.name:
+            raise InconsistentSnapshotSettings(
+                f"{by_path[path]!r} and {dataset.name!r} both publish {dataset.path}; one dataset owns a live file",
+                dataset=dataset.name,
+            )
+        if by_name.setdefault(dataset.name, path) != path:
+            raise InconsistentSnapshotSettings(
+                f"{dataset.name!r} stands for two live files, {by_name[dataset.name]} and {path}", dataset=dataset.name
+            )
