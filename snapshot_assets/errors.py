@@ -12,6 +12,7 @@ The tree, grouped by what the caller can do about it:
       StoreError                    the object store, or a document in it
         NotFound
         Conflict
+        AccessDenied
         UnsafeStore
         StoreUnavailable
         UnsupportedFormatVersion
@@ -57,6 +58,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "AccessDenied",
     "CaptureError",
     "ConfigurationError",
     "ConfirmationRequired",
@@ -201,6 +203,12 @@ class Conflict(StoreError):
     default_hint = "Read the document again and decide anew."
 
 
+class AccessDenied(StoreError):
+    """The store does not permit this, or does not know who asks; nothing was changed."""
+
+    default_hint = "Check the credentials, and that they may read, write, list and delete beneath the store's URL."
+
+
 class UnsafeStore(StoreError):
     """The store accepts conditional writes and ignores their conditions; publishing to it would lose data."""
 
@@ -248,9 +256,10 @@ class CorruptCapture(CaptureError):
 
 
 class ValidationFailed(CaptureError):
-    """A validator refused the staged copy; nothing was published."""
+    """A validator refused the staged copy; nothing was published. `results` has one entry a validator."""
 
     default_hint = "Repair the data, or change the validator."
+    results: tuple[Any, ...] = ()
 
 
 class SchemaChangeRefused(CaptureError):

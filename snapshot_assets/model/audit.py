@@ -52,7 +52,7 @@ class AuditRow:
         if outcome not in {known.value for known in Outcome}:
             raise document.damaged(f"outcome {outcome!r} is unknown")
         return cls(
-            OperationId(document.text("operation_id")),
+            OperationId(document.ulid("operation_id")),
             document.text("kind"),
             Outcome(outcome),
             document.count("at_ms"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from snapshot_assets.errors import DocumentDamaged, UnsupportedFormatVersion
+from snapshot_assets.ids import ulid_to_bytes
 
 __all__ = ["FORMAT_VERSION", "MAX_COUNT", "Document", "dump_document", "parse_document"]
 
@@ -51,6 +52,15 @@ class Document:
         value = self.take(key)
         if value is not None and not isinstance(value, str):
             raise self.damaged(f"{key!r} is neither a string nor null")
+        return value
+
+    def ulid(self, key: str) -> str:
+        """A ULID in its canonical form; it names folders and keys, so nothing else may stand there."""
+        value = self.text(key)
+        try:
+            ulid_to_bytes(value)
+        except DocumentDamaged as error:
+            raise self.damaged(f"{key!r}: {error.message}") from None
         return value
 
     def count(self, key: str, at_most: int = MAX_COUNT) -> int:

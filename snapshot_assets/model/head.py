@@ -77,7 +77,7 @@ class SnapshotEntry:
         summary = document.mapping("summary")
         return cls(
             snapshot_id=document.count("snapshot_id"),
-            operation_id=OperationId(document.text("operation_id")),
+            operation_id=OperationId(document.ulid("operation_id")),
             idempotency_key=document.optional_text("idempotency_key"),
             parent_snapshot_id=document.optional_count("parent_snapshot_id"),
             schema_id=document.count("schema_id"),
@@ -192,7 +192,7 @@ class Head:
         recent = document.texts("recent_operation_ids") if "recent_operation_ids" in document.rest else ()
         head = cls(
             dataset=check_dataset_name(dataset),
-            incarnation=IncarnationId(document.text("incarnation")),
+            incarnation=IncarnationId(document.ulid("incarnation")),
             engine=document.text("engine"),
             revision=document.count("revision"),
             generation=document.count("generation"),

@@ -40,11 +40,15 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class WriterLease:
-    """Who holds the right to write, and for how long without a sign of life. Duration 0: released."""
+    """Who holds the right to write, and for how long without a sign of life. Duration 0: released.
+
+    `lease_id` is new each time the lease is taken, so that a taker whose answer was lost knows its own by reading.
+    """
 
     dataset: str
     holder: Holder
     process_id: str
+    lease_id: str
     duration_ms: int
     counter: int
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -62,6 +66,7 @@ class WriterLease:
             dataset=document.text("dataset"),
             holder=Holder.parse(document.document("holder")),
             process_id=document.text("process_id"),
+            lease_id=document.text("lease_id") if "lease_id" in document.rest else "",
             duration_ms=document.count("duration_ms", MAX_DURATION_MS),
             counter=document.count("counter"),
             extra=document.rest,
@@ -75,6 +80,7 @@ class WriterLease:
                 "dataset": self.dataset,
                 "holder": self.holder.to_json(),
                 "process_id": self.process_id,
+                "lease_id": self.lease_id,
                 "duration_ms": self.duration_ms,
                 "counter": self.counter,
             }

@@ -185,9 +185,9 @@ class Manifest:
             for name, inner in document.named_documents("tables").items()
         }
         manifest = cls(
-            operation_id=OperationId(document.text("operation_id")),
+            operation_id=OperationId(document.ulid("operation_id")),
             dataset=document.text("dataset"),
-            incarnation=IncarnationId(document.text("incarnation")),
+            incarnation=IncarnationId(document.ulid("incarnation")),
             engine=document.text("engine"),
             engine_version=document.text("engine_version"),
             storage_version=document.text("storage_version"),

@@ -61,10 +61,10 @@ class Sidecar:
         if kind not in {known.value for known in SidecarKind}:
             raise document.damaged(f"kind {kind!r} is unknown")
         return cls(
-            operation_id=OperationId(document.text("operation_id")),
+            operation_id=OperationId(document.ulid("operation_id")),
             kind=SidecarKind(kind),
             dataset=document.text("dataset"),
-            incarnation=IncarnationId(document.text("incarnation")),
+            incarnation=IncarnationId(document.ulid("incarnation")),
             epoch=document.count("epoch"),
             base_snapshot_id=document.optional_count("base_snapshot_id"),
             idempotency_key=document.optional_text("idempotency_key"),
