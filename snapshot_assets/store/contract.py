@@ -35,8 +35,10 @@ class Store(Protocol):
     """Keys and bytes, with conditional writes that hold.
 
     Keys are relative to the store's root, POSIX, without a leading slash. Tokens are opaque; two tokens of one key are
-    equal exactly when the bytes are of the same write, and `list` gives the same tokens as `read`. Every method may
-    raise `StoreUnavailable`; after it a write may or may not have happened. Safe to call from several threads.
+    equal exactly when the bytes are of the same write, or, in an object store whose entity tags derive from the
+    content, of writes of equal bytes: a document that is compared by token holds something unique to each version.
+    `list` gives the same tokens as `read`. Every method may raise `StoreUnavailable`, after which a write may or may
+    not have happened, and `AccessDenied`. Safe to call from several threads.
     """
 
     @property
@@ -88,7 +90,9 @@ class Store(Protocol):
         """
 
     def upload(self, key: str, source: bytes | bytearray | memoryview | Path) -> None:
-        """Create a large object from memory or a file, in parallel parts, if absent; a failure leaves no parts behind.
+        """Create a large object from memory or a file, if absent; a failure leaves neither it nor a part of it behind.
+
+        What is too large for one request goes up in parallel parts.
 
         Raises:
             Conflict: the key exists; what is there was left as it is.
