@@ -36,10 +36,9 @@ class StagedFile:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A complete and consistent staged copy of a live database."""
+    """A complete and consistent staged copy of a live database. `Engine.describe` tells what is in it."""
 
     files: tuple[StagedFile, ...]
-    tables: Mapping[str, TableContent]
     engine_version: str
     storage_version: str
 
@@ -92,12 +91,23 @@ class Engine(Protocol):
     def capture(self, dataset: Dataset, staging: Path, *, timeout: float) -> Captured:
         """Make a complete, consistent staged copy in the empty folder `staging`. The caller holds the write gate.
 
-        Unchanged content gives the same bytes, whichever way it was copied. Nothing is hashed or uploaded here.
+        Unchanged content gives the same bytes, whichever way it was copied. The gate can be opened as soon as this
+        returns: nothing is counted, hashed or uploaded here.
 
         Raises:
             LiveDatabaseMissing: there is nothing to capture.
             LiveDatabaseBusy: another program kept it in use for `timeout` seconds.
             UnsupportedLiveDatabase: it is not a database of this engine, or of a form that can not be captured.
+        """
+
+    def describe(self, dataset: Dataset, folder: Path, files: Sequence[str]) -> Mapping[str, TableContent]:
+        """The tables of a staged copy in `folder`, with their schemas and row counts; `dataset.tables` restricts them.
+
+        It looks at the staged copy only, so the caller need not hold the write gate.
+
+        Raises:
+            ConfigurationError: the dataset names a table that the copy does not have.
+            CorruptCapture: the copy can not be read.
         """
 
     def verify(

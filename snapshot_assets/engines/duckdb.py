@@ -1,0 +1,262 @@
+"""DuckDB: captured by a checkpoint and a copy of the one file, read through cursors of one read-only instance."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+
+from snapshot_assets.engines.contract import Captured, StagedFile, VerifyLevel
+from snapshot_assets.engines.copying import copy_live_file, read_live_header
+from snapshot_assets.engines.duckdb_pool import READER_CONFIG, DuckDBPool
+from snapshot_assets.engines.tables import check_tables, chosen_tables, the_only_file
+from snapshot_assets.errors import (
+    CaptureError,
+    ConfigurationError,
+    CorruptCapture,
+    EngineTooOld,
+    LiveDatabaseBusy,
+    LiveDatabaseMissing,
+    UnsupportedLiveDatabase,
+    ValidationFailed,
+)
+from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.manifest import Layout, Manifest, TableContent
+from snapshot_assets.model.schema import TableSchema
+
+__all__ = ["DuckDBEngine"]
+
+_HEADER_BYTES: Final = 12_288
+_MAGIC: Final = b"DUCK"
+_MAGIC_AT: Final = 8
+_PAUSE_SECONDS: Final = 0.05
+_HOLDER: Final = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
+_TABLES: Final = """
+    select schema_name, table_name from duckdb_tables()
+    where database_name = current_database() and not internal and not temporary
+    order by schema_name, table_name
+"""
+_REQUIRED: Final = """
+    select schema_name, table_name, column_name from duckdb_columns()
+    where database_name = current_database() and not internal and not is_nullable
+"""
+_STORAGE: Final = """
+    select tags['storage_version'], block_size from duckdb_databases() join pragma_database_size() using (database_name)
+    where database_name = current_database()
+"""
+
+
+class DuckDBEngine:
+    """The engine of DuckDB files. It has no options."""
+
+    name: Final = "duckdb"
+    supports_snapshot_reload: Final = True
+
+    def version(self) -> str:
+        return duckdb.__version__
+
+    def check_dataset(self, dataset: Dataset) -> None:
+        if dataset.options:
+            raise ConfigurationError(
+                f"the duckdb engine has no options, {', '.join(sorted(dataset.options))} was given",
+                dataset=dataset.name,
+            )
+        with suppress(LiveDatabaseMissing):
+            _check_magic(dataset)
+
+    @contextmanager
+    def connect_live(self, dataset: Dataset) -> Iterator[duckdb.DuckDBPyConnection]:
+        live = dataset.path.resolve()
+        live.parent.mkdir(parents=True, exist_ok=True)
+        if live.exists():
+            _check_magic(dataset)
+        with closing(_connect(live, dataset)) as connection:
+            yield connection
+
+    def capture(self, dataset: Dataset, staging: Path, *, timeout: float) -> Captured:
+        live = dataset.path.resolve()
+        path = f"{dataset.name}.duckdb"
+        deadline = time.monotonic() + timeout
+        _check_magic(dataset)
+        with closing(_connect_by(deadline, live, dataset)) as connection:
+            storage_version, block_bytes = _storage(connection)
+            while True:
+                stood_in_the_way = _checkpoint(connection, live, dataset)
+                if not stood_in_the_way:
+                    copy = copy_live_file(
+                        live, staging / path, header_bytes=_HEADER_BYTES, absent=_logs(live), timeout=timeout
+                    )
+                    stood_in_the_way = ", ".join(copy.moved)
+                if not stood_in_the_way:
+                    break
+                if time.monotonic() >= deadline:
+                    raise LiveDatabaseBusy(
+                        f"another connection kept writing to {live} for {timeout:g} s ({stood_in_the_way})",
+                        dataset=dataset.name,
+                    )
+                time.sleep(_PAUSE_SECONDS)
+        layout = Layout.blocks(_HEADER_BYTES, block_bytes)
+        staged = StagedFile(path, staging / path, copy.size, copy.mode, layout)
+        return Captured((staged,), self.version(), storage_version)
+
+    def describe(self, dataset: Dataset, folder: Path, files: Sequence[str]) -> Mapping[str, TableContent]:
+        with _reading(folder / the_only_file(files)) as copy:
+            return {name: copy.content(name) for name in chosen_tables(copy.tables, dataset)}
+
+    def verify(
+        self, folder: Path, files: Sequence[str], tables: Mapping[str, TableContent], level: VerifyLevel
+    ) -> None:
+        if level == "none":
+            return
+        path = folder / the_only_file(files)
+        with _reading(path) as copy:
+            check_tables(path, tables, copy.content, copy.tables)
+            if level == "full":
+                for name in copy.tables:
+                    copy.read_all(name)
+
+    @contextmanager
+    def staged_query(self, folder: Path, files: Sequence[str]) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+        with closing(_open(folder / the_only_file(files))) as connection:
+
+            def query(sql: str) -> list[tuple[Any, ...]]:
+                try:
+                    return connection.execute(sql).fetchall()
+                except duckdb.Error as error:
+                    raise ValidationFailed(f"a statement can not be run on the staged copy: {error}") from error
+
+            yield query
+
+    def check_readable(self, manifest: Manifest) -> None:
+        needed = _numbers(manifest.storage_version) or _numbers(manifest.engine_version)[:1]
+        if needed > _numbers(duckdb.__version__)[: len(needed)]:
+            raise EngineTooOld(
+                f"snapshot data of {manifest.dataset!r} needs DuckDB {manifest.storage_version.rstrip('+')} "
+                f"(written by {manifest.engine_version}); this process has {duckdb.__version__}",
+                hint="Upgrade the duckdb package on the reader.",
+                dataset=manifest.dataset,
+            )
+
+    def install(self, folder: Path, manifest: Manifest) -> None:
+        """Nothing: a DuckDB file is served as it is."""
+
+    def open_pool(self, folder: Path, manifest: Manifest) -> DuckDBPool:
+        return DuckDBPool(folder / the_only_file([file.path for file in manifest.files]), manifest.dataset)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers a version starts with: (1, 2, 0) of ``v1.2.0+``."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)", version)
+    return tuple(int(part) for part in match[1].split(".")) if match else ()
+
+
+def _logs(live: Path) -> list[Path]:
+    """The side files in which committed rows may lie that the file itself does not have yet."""
+    return [live.with_name(live.name + suffix) for suffix in (".wal", ".wal.checkpoint", ".wal.recovery")]
+
+
+def _check_magic(dataset: Dataset) -> None:
+    """Look at the file's first bytes, for DuckDB would open other formats by fetching an extension."""
+    header = read_live_header(dataset.path.resolve(), _MAGIC_AT + len(_MAGIC))
+    if header[_MAGIC_AT:] != _MAGIC:
+        raise UnsupportedLiveDatabase(f"{dataset.path} is not a DuckDB database", dataset=dataset.name)
+
+
+def _connect(live: Path, dataset: Dataset) -> duckdb.DuckDBPyConnection:
+    try:
+        return duckdb.connect(str(live))
+    except duckdb.Error as error:
+        message = str(error)
+        if isinstance(error, duckdb.ConnectionException) or "Unique file handle conflict" in message:
+            raise LiveDatabaseBusy(
+                f"{live} is open in this process, read-only, attached, or with other settings",
+                hint="Close that connection, or open it with duckdb.connect(path) and nothing else.",
+                dataset=dataset.name,
+            ) from error
+        if "Could not set lock on file" in message:
+            holder = _HOLDER.search(message)
+            by = f"process {holder['pid']} ({holder['program']})" if holder else "another process"
+            raise LiveDatabaseBusy(f"{live} is held by {by}", dataset=dataset.name) from error
+        raise UnsupportedLiveDatabase(f"DuckDB does not open {live}: {message}", dataset=dataset.name) from error
+
+
+def _connect_by(deadline: float, live: Path, dataset: Dataset) -> duckdb.DuckDBPyConnection:
+    while True:
+        try:
+            return _connect(live, dataset)
+        except LiveDatabaseBusy:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _checkpoint(connection: duckdb.DuckDBPyConnection, live: Path, dataset: Dataset) -> str:
+    """Bring everything that is committed into the file; tell what stood in the way, if anything did."""
+    try:
+        connection.execute("checkpoint")
+    except duckdb.TransactionException as error:
+        return str(error)
+    except duckdb.Error as error:
+        raise CaptureError(f"DuckDB can not checkpoint {live}: {error}", dataset=dataset.name) from error
+    return ""
+
+
+def _storage(connection: duckdb.DuckDBPyConnection) -> tuple[str, int]:
+    """The storage version, as in ``v1.2.0+``, and the size of a block."""
+    version, block_bytes = connection.execute(_STORAGE).fetchall()[0]
+    return version or "unknown", block_bytes
+
+
+def _open(path: Path) -> duckdb.DuckDBPyConnection:
+    try:
+        return duckdb.connect(str(path), read_only=True, config=READER_CONFIG)
+    except duckdb.Error as error:
+        raise CorruptCapture(f"DuckDB does not open the copy {path}: {error}") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[_Copy]:
+    """A copy, open read-only; whatever DuckDB finds wrong with it is a `CorruptCapture`."""
+    with closing(_open(path)) as connection:
+        try:
+            yield _Copy(connection)
+        except duckdb.Error as error:
+            raise CorruptCapture(f"DuckDB does not read the copy {path}: {error}") from error
+
+
+class _Copy:
+    """The tables of an open copy, under the names that readers know: schema `main` goes without saying."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        # The Arrow type of a timestamp with time zone names the session's zone: one zone, one schema everywhere.
+        connection.execute("set timezone = 'UTC'")
+        rows = connection.execute(_TABLES).fetchall()
+        self.tables = {(table if schema == "main" else f"{schema}.{table}"): (schema, table) for schema, table in rows}
+        if len(self.tables) < len(rows):
+            raise UnsupportedLiveDatabase(
+                "two tables would have one name for readers, because schema and table are joined by a dot",
+                hint="Rename the table whose own name has a dot in it.",
+            )
+        self._required = set(connection.execute(_REQUIRED).fetchall())
+
+    def content(self, name: str) -> TableContent:
+        """Columns and row count of a table."""
+        columns = self._connection.sql(f"select * from {self._quoted(name)} limit 0").to_arrow_table().schema
+        for position, field in enumerate(columns):
+            if (*self.tables[name], field.name) in self._required:
+                columns = columns.set(position, field.with_nullable(False))
+        count = self._connection.execute(f"select count(*) from {self._quoted(name)}").fetchall()[0][0]
+        return TableContent(TableSchema.from_arrow(columns), count)
+
+    def read_all(self, name: str) -> None:
+        """Read every value of a table: DuckDB looks at a block's checksum when it reads the block."""
+        self._connection.execute(f"select bit_xor(hash(columns(*))) from {self._quoted(name)}").fetchall()
+
+    def _quoted(self, name: str) -> str:
+        return ".".join('"' + part.replace('"', '""') + '"' for part in self.tables[name])

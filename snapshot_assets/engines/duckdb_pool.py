@@ -1,0 +1,66 @@
+"""The read-only connections of one DuckDB local copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from snapshot_assets.errors import ReadOnlyDataset, SnapshotDamaged
+
+__all__ = ["READER_CONFIG", "DuckDBPool"]
+
+READER_CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
+    "python_enable_replacements": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+"""No Python variable becomes a table, and no query fetches an extension from the network."""
+
+_READ_ONLY_MODE: Final = "attached in read-only mode"
+
+
+class DuckDBPool:
+    """One read-only instance; each connection is a cursor of it.
+
+    The file's name makes the dataset the catalog: ``flights`` and ``flights.main.flights`` are the same table.
+
+    Args:
+        path: the local copy's file; DuckDB keeps instances by path, so each local copy has one of its own.
+        dataset: named in errors.
+
+    Raises:
+        SnapshotDamaged: DuckDB does not open it.
+    """
+
+    def __init__(self, path: Path, dataset: str) -> None:
+        self._dataset = dataset
+        try:
+            self._instance = duckdb.connect(str(path), read_only=True, config=READER_CONFIG)
+        except duckdb.Error as error:
+            raise SnapshotDamaged(f"DuckDB does not open the local copy {path}: {error}", dataset=dataset) from error
+        self.acquire = self._instance.cursor
+
+    def release(self, connection: duckdb.DuckDBPyConnection) -> None:
+        connection.close()
+
+    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
+        cursor = self._instance.cursor()
+        try:
+            # A statement without a result, such as an empty one, gives no relation, whatever the type hints say.
+            relation: duckdb.DuckDBPyRelation | None = cursor.sql(sql, params=parameters)
+            return pa.table({}) if relation is None else relation.to_arrow_table()
+        except duckdb.InvalidInputException as error:
+            if _READ_ONLY_MODE in str(error):
+                raise ReadOnlyDataset(
+                    f"dataset {self._dataset!r} is read-only: {error}", dataset=self._dataset
+                ) from error
+            raise
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        self._instance.close()
