@@ -1,0 +1,177 @@
+"""The files that a restore writes: made with their size, filled in any order, made durable at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from snapshot_assets.errors import DiskFull, PathOutsideAnchor
+from snapshot_assets.model.manifest import FileEntry
+
+__all__ = ["TargetFiles", "sync_folder", "write_synced"]
+
+_SYNCERS: Final = 8
+
+
+class TargetFiles:
+    """The files of a snapshot beneath a folder; nothing outside of it is ever opened.
+
+    Args:
+        folder: made if there is none.
+        files: their paths were checked when the manifest was parsed.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[FileEntry]) -> None:
+        self._folder = folder
+        self._files = files
+        self._folders = [folder]
+
+    def create(self) -> None:
+        """Make every file, of its full size; none of them may exist.
+
+        Raises:
+            PathOutsideAnchor: something that is not a folder, such as a link, stands where a folder has to be.
+            DiskFull: there is no room.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folders = [self._folder, *sorted({self._folder / part for part in self._parents()})]
+        with _disk_full_is_typed(self._folder):
+            for inner in self._folders[1:]:
+                inner.mkdir(exist_ok=True)
+                if not stat.S_ISDIR(inner.lstat().st_mode):
+                    raise PathOutsideAnchor(f"{inner} is not a folder")
+            for file in self._files:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(self._folder / file.path, flags, 0o600)
+                try:
+                    os.ftruncate(descriptor, file.size)
+                finally:
+                    os.close(descriptor)
+
+    def write(self, number: int, offset: int, plain: bytes | memoryview) -> None:
+        """Fill a part of a file.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        with _disk_full_is_typed(self._folder), self._open(number) as descriptor:
+            _write_all(descriptor, offset, plain)
+            _begin_writing_out(descriptor, offset, len(plain))
+
+    def copy(self, number: int, offset: int, plain: memoryview, source: Path, source_offset: int) -> None:
+        """Fill a part of a file with bytes that another file holds too: shared where the file system can.
+
+        Raises:
+            DiskFull: there is no room.
+        """
+        done = 0
+        with _disk_full_is_typed(self._folder), self._open(number) as descriptor:
+            try:
+                done = _copy_all(source, source_offset, descriptor, offset, len(plain))
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    raise
+            _write_all(descriptor, offset + done, plain[done:])
+            _begin_writing_out(descriptor, offset, len(plain))
+
+    def finish(self) -> None:
+        """Give every file its mode and make files and folders durable."""
+
+        def settle(file: FileEntry) -> None:
+            descriptor = os.open(self._folder / file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.fchmod(descriptor, stat.S_IMODE(file.mode))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+        with _disk_full_is_typed(self._folder), ThreadPoolExecutor(_SYNCERS, thread_name_prefix="sync") as pool:
+            for _ in pool.map(settle, self._files):
+                pass
+            for inner in reversed(self._folders):
+                sync_folder(inner)
+
+    def _parents(self) -> Iterator[str]:
+        for file in self._files:
+            parts = file.path.split("/")
+            for depth in range(1, len(parts)):
+                yield "/".join(parts[:depth])
+
+    @contextmanager
+    def _open(self, number: int) -> Iterator[int]:
+        path = self._folder / self._files[number].path
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def _disk_full_is_typed(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(f"there is no room left for the snapshot in {folder}") from error
+        raise
+
+
+def _write_all(descriptor: int, offset: int, plain: bytes | memoryview) -> None:
+    view = memoryview(plain)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
+
+
+def _begin_writing_out(descriptor: int, offset: int, length: int) -> None:
+    """Let the kernel begin to write what is still dirty, so that little is left to do when all is synced."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def _copy_all(source: Path, source_offset: int, target: int, offset: int, length: int) -> int:
+    """Let the kernel copy, as far as it can; the bytes that were copied."""
+    done = 0
+    if not hasattr(os, "copy_file_range"):
+        return done
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        while done < length:
+            copied = os.copy_file_range(descriptor, target, length - done, source_offset + done, offset + done)
+            if copied == 0:
+                break
+            done += copied
+    finally:
+        os.close(descriptor)
+    return done
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and make its content durable.
+
+    Raises:
+        DiskFull: there is no room.
+    """
+    with _disk_full_is_typed(path.parent), path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
