@@ -1,0 +1,1 @@
+"""An operator's commands on what is published: rollback, pins, verification."""

@@ -1,0 +1,176 @@
+"""Validators: checks of the staged copy that stop a publish before anything is announced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from snapshot_assets.errors import ConfigurationError, ValidationFailed
+from snapshot_assets.model.dataset import Dataset, StagedCopy, Validator
+from snapshot_assets.model.manifest import TableContent
+
+__all__ = [
+    "CheckResult",
+    "NotNull",
+    "RowCountAtLeast",
+    "RowCountWithin",
+    "Unique",
+    "run_validators",
+    "validator_name",
+]
+
+_SHOWN_ROWS = 3
+
+
+def _quote(identifier: str) -> str:
+    return ".".join('"' + part.replace('"', '""') + '"' for part in identifier.split("."))
+
+
+@dataclass(frozen=True, slots=True)
+class RowCountAtLeast:
+    """The table, or all tables together, must hold at least so many rows."""
+
+    minimum: int
+    table: str | None = None
+
+    def __call__(self, staged: StagedCopy) -> str | None:
+        counts = {name: content.row_count for name, content in staged.tables.items()}
+        found = sum(counts.values()) if self.table is None else _count_of(counts, self.table)
+        return None if found >= self.minimum else f"{found} rows, at least {self.minimum} are asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class RowCountWithin:
+    """The row count may differ from the current snapshot's by at most so many percent. The first publish passes."""
+
+    percent: float
+    table: str | None = None
+
+    def __call__(self, staged: StagedCopy) -> str | None:
+        if staged.previous is None or (self.table is not None and self.table not in staged.previous):
+            return None
+        counts = {name: content.row_count for name, content in staged.tables.items()}
+        if self.table is None:
+            before, after = sum(staged.previous.values()), sum(counts.values())
+        else:
+            before, after = staged.previous[self.table], _count_of(counts, self.table)
+        if abs(after - before) * 100 <= self.percent * before:
+            return None
+        return f"{after} rows after {before}: more than {self.percent:g} % apart"
+
+
+@dataclass(frozen=True, slots=True)
+class NotNull:
+    """No value of the columns may be null."""
+
+    table: str
+    columns: tuple[str, ...]
+
+    def __init__(self, table: str, *columns: str) -> None:
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "columns", columns)
+
+    def __call__(self, staged: StagedCopy) -> str | None:
+        wrong = " or ".join(f"{_quote(column)} is null" for column in self.columns)
+        [(count,)] = staged.query(f"select count(*) from {_quote(self.table)} where {wrong}")
+        return f"{count} rows of {self.table} hold a null in {', '.join(self.columns)}" if count else None
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """No two rows may agree in all of the columns."""
+
+    table: str
+    columns: tuple[str, ...]
+
+    def __init__(self, table: str, *columns: str) -> None:
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "columns", columns)
+
+    def __call__(self, staged: StagedCopy) -> str | None:
+        keys = ", ".join(_quote(column) for column in self.columns)
+        duplicates = f"select 1 from {_quote(self.table)} group by {keys} having count(*) > 1"
+        [(count,)] = staged.query(f"select count(*) from ({duplicates}) as duplicates")
+        return f"{count} keys of {self.table} ({', '.join(self.columns)}) stand more than once" if count else None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What one validator found. Recorded in the manifest, and shown as an asset check in Dagster."""
+
+    name: str
+    passed: bool
+    finding: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as the manifest stores it."""
+        return {"name": self.name, "passed": self.passed, "finding": self.finding}
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """The staged copy, as validators see it."""
+
+    tables: Mapping[str, TableContent]
+    previous: Mapping[str, int] | None
+    query: Callable[[str], list[tuple[Any, ...]]]
+
+
+def _count_of(counts: Mapping[str, int], table: str) -> int:
+    if table not in counts:
+        raise ConfigurationError(
+            f"a validator names the table {table!r}; there are {', '.join(sorted(counts)) or 'none'}"
+        )
+    return counts[table]
+
+
+def validator_name(validator: Validator, position: int) -> str:
+    """A name for a validator, unique by its position: from its class or function, or `sql`."""
+    if isinstance(validator, str):
+        return f"sql_{position}"
+    kind = getattr(validator, "__name__", type(validator).__name__)
+    words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind).strip("_")
+    return f"{''.join(letter if letter.isalnum() else '_' for letter in words)}_{position}"
+
+
+def _find(validator: Validator, staged: StagedCopy) -> str | None:
+    if not isinstance(validator, str):
+        return validator(staged)
+    rows = staged.query(validator)
+    if not rows:
+        return None
+    shown = "; ".join(str(row) for row in rows[:_SHOWN_ROWS])
+    return f"{len(rows)} rows where none may be: {shown}{' ...' if len(rows) > _SHOWN_ROWS else ''}"
+
+
+def run_validators(
+    dataset: Dataset,
+    tables: Mapping[str, TableContent],
+    previous: Mapping[str, int] | None,
+    query: Callable[[str], list[tuple[Any, ...]]],
+) -> Sequence[CheckResult]:
+    """Run every validator of the dataset on its staged copy.
+
+    Returns:
+        One passed result a validator.
+
+    Raises:
+        ValidationFailed: at least one found something, or could not be run; `results` names all of them.
+    """
+    staged = _Staged(tables, previous, query)
+    results = []
+    for position, validator in enumerate(dataset.validators):
+        name = validator_name(validator, position)
+        try:
+            finding = _find(validator, staged)
+        except Exception as error:  # noqa: BLE001  (a validator is a user's code and may raise anything)
+            finding = f"it could not be run: {error}"
+        results.append(CheckResult(name, finding is None, finding or ""))
+    failed = [result for result in results if not result.passed]
+    if failed:
+        findings = "; ".join(f"{result.name}: {result.finding}" for result in failed)
+        refusal = ValidationFailed(f"{dataset.name!r} was not published. {findings}", dataset=dataset.name)
+        refusal.results = tuple(results)
+        raise refusal
+    return results

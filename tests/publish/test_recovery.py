@@ -1,0 +1,286 @@
+"""Writers that die, stall or lose: what the next writer finds, and that it settles it exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from snapshot_assets.testing.faults import Fault, FaultStore
+
+from snapshot_assets import failpoints
+from snapshot_assets.clock import SYSTEM_CLOCK
+from snapshot_assets.errors import (
+    IncarnationChanged,
+    RecoveryRequired,
+    SidecarUnreadable,
+    StoreUnavailable,
+    Superseded,
+    WriterBusy,
+)
+from snapshot_assets.failpoints import Failpoints
+from snapshot_assets.ids import new_incarnation_id, new_operation_id
+from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.head import Head, head_key
+from snapshot_assets.model.manifest import data_prefix
+from snapshot_assets.model.sidecar import Sidecar, SidecarKind, sidecar_key
+from snapshot_assets.publish.heads import change_head
+from snapshot_assets.publish.publisher import Publisher
+from snapshot_assets.publish.recovery import Verdict, classify
+from snapshot_assets.store.snapshot_store import SnapshotStore
+from tests.publish.support import audits, check_store, grow
+
+PUBLISH_FAILPOINTS = [
+    value for name, value in sorted(vars(failpoints).items()) if name.startswith("PUBLISH_") and isinstance(value, str)
+]
+VISIBLE_AFTER = {
+    failpoints.PUBLISH_AFTER_COMMIT,
+    failpoints.PUBLISH_AFTER_AUDIT,
+    failpoints.PUBLISH_AFTER_RETIRE,
+}
+
+UNARMED_AT = {
+    failpoints.PUBLISH_AFTER_LEASE,
+    failpoints.PUBLISH_AFTER_RECOVERY,
+    failpoints.PUBLISH_AFTER_CAPTURE,
+    failpoints.PUBLISH_AFTER_PLAN,
+}
+
+KILLED_WRITER = """
+import os, signal, sys
+from snapshot_assets import Dataset, Publisher, SnapshotStore
+from snapshot_assets.failpoints import Failpoints
+
+url, name, engine, path, failpoint = sys.argv[1:]
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+Publisher(SnapshotStore.open(url), failpoints=Failpoints({failpoint: kill})).publish(Dataset(name, engine, path))
+"""
+
+
+def publish_and_be_killed(store: SnapshotStore, dataset: Dataset, failpoint: str) -> None:
+    arguments = [store.url.removeprefix("file://"), dataset.name, dataset.engine, str(dataset.path), failpoint]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_WRITER, *arguments], timeout=60, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("failpoint", PUBLISH_FAILPOINTS)
+def test_a_writer_killed_at_any_phase_is_healed_by_the_next_one(
+    store: SnapshotStore, dataset: Dataset, tmp_path: Path, failpoint: str
+) -> None:
+    first = Publisher(store).publish(dataset)
+    grow(dataset, 50)
+    publish_and_be_killed(store, dataset, failpoint)
+    visible = failpoint in VISIBLE_AFTER
+    assert store.head("orders").current_snapshot_id == (1 if visible else 0)
+    result = Publisher(store).publish(dataset)
+    assert result.outcome == ("unchanged" if visible else "published")
+    assert result.snapshot_id == 1
+    assert dict(result.row_counts) == {"t": 150}
+    check_store(store, tmp_path / "scratch")
+    outcomes = sorted(audits(store).values())
+    undone = [] if visible or failpoint in UNARMED_AT else ["rolled_back"]
+    assert outcomes == ["committed", "committed", *undone]
+    assert first.operation_id in audits(store)
+    staging = dataset.path.parent / ".snapshot-assets" / "orders" / "staging"
+    assert not [path for path in staging.iterdir() if path.is_dir()]
+
+
+def test_recovery_that_is_cut_short_anywhere_ends_the_same(tmp_path: Path) -> None:
+    """The healing writer fails at each of its store calls in turn; the writer after it finishes the work."""
+    dataset = Dataset("orders", "sqlite", tmp_path / "orders.sqlite")
+    grow(dataset, 5)
+    Publisher(SnapshotStore.open(str(tmp_path / "before"))).publish(dataset)
+    grow(dataset, 5)
+    dead = leave_a_dead_operation(SnapshotStore.open(str(tmp_path / "before")), dataset)
+    cut = 1
+    while True:
+        shutil.copytree(tmp_path / "before", tmp_path / f"store-{cut}")
+        plain = SnapshotStore.open(str(tmp_path / f"store-{cut}"))
+        faults = FaultStore(plain.objects, Fault("before", nth=cut))
+        with contextlib.suppress(StoreUnavailable, RecoveryRequired, WriterBusy):
+            Publisher(SnapshotStore.over(faults, retry_for=0.0), lease_duration=1.0).publish(dataset)
+        if not faults.fired:
+            break
+        Publisher(plain, wait=10.0).publish(dataset)
+        check_store(plain, tmp_path / f"scratch-{cut}")
+        assert audits(plain)[dead] == "rolled_back"
+        assert plain.head("orders").snapshots[-1].row_count == 10
+        cut += 1
+    assert cut > 10
+
+
+def leave_a_dead_operation(store: SnapshotStore, dataset: Dataset) -> str:
+    """A publish that uploaded everything and died before its commit."""
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Publisher(store, failpoints=Failpoints({failpoints.PUBLISH_BEFORE_COMMIT: die})).publish(dataset)
+    [listed] = list(store.objects.list("recovery/orders/"))
+    return listed.key.rpartition("/")[2].removesuffix(".json")
+
+
+def test_a_writer_that_was_healed_away_can_no_longer_commit(
+    store: SnapshotStore, dataset: Dataset, tmp_path: Path
+) -> None:
+    """It stalls before its commit, another writer takes its lease, heals and publishes; then it goes on."""
+    from snapshot_assets.publish import lease
+
+    def overtake() -> None:
+        read = store.objects.read("leases/orders.json")
+        content = json.loads(read.data)
+        store.objects.write_if_match(
+            "leases/orders.json", json.dumps(content | {"duration_ms": 0}).encode(), read.token
+        )
+        Publisher(store).publish(dataset)
+
+    assert lease.this_holder().pid
+    stalled = Publisher(store, failpoints=Failpoints({failpoints.PUBLISH_BEFORE_COMMIT: overtake}))
+    with pytest.raises(Superseded):
+        stalled.publish(dataset)
+    head = store.head("orders")
+    assert [entry.snapshot_id for entry in head.snapshots] == [0]
+    check_store(store, tmp_path / "scratch")
+    assert sorted(audits(store).values()) == ["committed", "rolled_back"]
+
+
+def test_a_writer_whose_dataset_was_recreated_can_no_longer_commit(store: SnapshotStore, dataset: Dataset) -> None:
+    def recreate() -> None:
+        fresh = new_incarnation_id()
+        change_head(
+            store,
+            "orders",
+            new_operation_id(),
+            lambda head: replace(
+                head,
+                incarnation=fresh,
+                generation=head.generation + 1,
+                snapshots=(),
+                schemas=(),
+                current_snapshot_id=None,
+            ),
+            clock=SYSTEM_CLOCK,
+        )
+
+    with pytest.raises(IncarnationChanged):
+        Publisher(store, failpoints=Failpoints({failpoints.PUBLISH_BEFORE_COMMIT: recreate})).publish(dataset)
+    Publisher(store).publish(dataset)
+    assert sorted(audits(store).values()) == ["committed", "orphan_discarded"]
+
+
+def test_a_base_that_retention_removed_meanwhile_makes_a_new_operation(
+    store: SnapshotStore, dataset: Dataset, tmp_path: Path
+) -> None:
+    Publisher(store).publish(dataset)
+    grow(dataset, 20)
+    forgotten: list[bool] = []
+
+    def forget_base() -> None:
+        if forgotten:
+            return
+        forgotten.append(True)
+        change_head(
+            store,
+            "orders",
+            new_operation_id(),
+            lambda head: replace(head, snapshots=(), schemas=(), current_snapshot_id=None),
+            clock=SYSTEM_CLOCK,
+        )
+
+    result = Publisher(store, failpoints=Failpoints({failpoints.PUBLISH_BEFORE_COMMIT: forget_base})).publish(dataset)
+    assert result.snapshot_id == 1
+    [entry] = store.head("orders").snapshots
+    assert entry.reuses == ()
+    grow(dataset, 1)
+    Publisher(store).publish(dataset)
+    assert "rolled_back" in audits(store).values()
+
+
+def test_a_commit_whose_outcome_can_not_be_learned_says_so_and_names_its_operation(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    plain = SnapshotStore.open(str(tmp_path / "store"))
+    faults = FaultStore(plain.objects)
+    store = SnapshotStore.over(faults, retry_for=0.2)
+
+    def break_the_store() -> None:
+        faults.arm(Fault("after", "write_if_match", head_key("orders")))
+        faults.arm(Fault("before", "read", head_key("orders"), nth=2, times=1_000))
+
+    publisher = Publisher(store, failpoints=Failpoints({failpoints.PUBLISH_BEFORE_COMMIT: break_the_store}))
+    with pytest.raises(RecoveryRequired) as caught:
+        publisher.publish(dataset)
+    assert caught.value.operation_id == plain.head("orders").snapshots[0].operation_id
+    assert Publisher(plain).publish(dataset).outcome == "unchanged"
+    check_store(plain, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b'{"format_version": 2}', b'{"format_version": 1, "kind": "unheard of"}'])
+def test_a_sidecar_that_can_not_be_understood_is_named_and_kept_and_writing_waits(
+    store: SnapshotStore, dataset: Dataset, data: bytes
+) -> None:
+    Publisher(store).publish(dataset)
+    key = sidecar_key("orders", new_operation_id())
+    store.objects.write_if_absent(key, data)
+    grow(dataset, 1)
+    with pytest.raises(SidecarUnreadable, match=key):
+        Publisher(store).publish(dataset)
+    assert store.objects.read(key).data == data
+    assert store.head("orders").current_snapshot_id == 0
+
+
+def test_a_listing_that_fails_never_means_that_nothing_is_pending(tmp_path: Path, dataset: Dataset) -> None:
+    plain = SnapshotStore.open(str(tmp_path / "store"))
+    faults = FaultStore(plain.objects)
+    store = SnapshotStore.over(faults, retry_for=0.0)
+    faults.arm(Fault("before", "list", "recovery/orders/"))
+    with pytest.raises(StoreUnavailable):
+        Publisher(store).publish(dataset)
+    assert plain.heads() == {}
+
+
+def sidecar_of(kind: SidecarKind, head: Head, **changes: object) -> Sidecar:
+    made = Sidecar(new_operation_id(), kind, head.dataset, head.incarnation, head.epoch, None, None, {}, 0)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_every_kind_of_sidecar_has_its_rows(store: SnapshotStore, dataset: Dataset) -> None:
+    Publisher(store).publish(dataset)
+    head = replace(store.head("orders"), epoch=3)
+    rows = {
+        SidecarKind.PUBLISH: [
+            (sidecar_of(SidecarKind.PUBLISH, head, incarnation=new_incarnation_id()), Verdict.ORPHANED),
+            (sidecar_of(SidecarKind.PUBLISH, head, operation_id=head.snapshots[0].operation_id), Verdict.COMMITTED),
+            (sidecar_of(SidecarKind.PUBLISH, head, epoch=2), Verdict.UNDONE),
+            (sidecar_of(SidecarKind.PUBLISH, head), Verdict.IN_PROGRESS),
+        ]
+    }
+    assert rows.keys() == set(SidecarKind)
+    for sidecar, verdict in (row for of_kind in rows.values() for row in of_kind):
+        assert classify(sidecar, head) is verdict
+
+
+def test_recovery_deletes_exactly_what_the_dead_operation_wrote(
+    store: SnapshotStore, dataset: Dataset, tmp_path: Path
+) -> None:
+    Publisher(store).publish(dataset)
+    grow(dataset, 10)
+    dead = leave_a_dead_operation(store, dataset)
+    head = store.head("orders")
+    of_the_dead = data_prefix("orders", head.incarnation, dead)
+    others = {listed.key for listed in store.objects.list("data/") if not listed.key.startswith(of_the_dead)}
+    assert list(store.objects.list(of_the_dead))
+    with Publisher(store).writing(dataset):
+        pass
+    assert {listed.key for listed in store.objects.list("data/")} == others
+    assert audits(store)[dead] == "rolled_back"
+    check_store(store, tmp_path / "scratch")
