@@ -6,8 +6,8 @@ import sqlite3
 from pathlib import Path
 
 import duckdb
-from snapshot_assets.content.restore import restore_files
 
+from snapshot_assets.content.restore import restore_files
 from snapshot_assets.content.snapshot import read_content
 from snapshot_assets.model.audit import AuditRow, audit_key, audit_prefix
 from snapshot_assets.model.dataset import Dataset

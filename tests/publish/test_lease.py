@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from snapshot_assets.testing.faults import Fault, FaultStore
 
 from snapshot_assets.clock import SYSTEM_CLOCK, SystemClock
 from snapshot_assets.errors import WriterBusy
@@ -22,6 +21,7 @@ from snapshot_assets.publish.lease import LeaseBook, this_holder
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.store.memory import MemoryStore
 from snapshot_assets.store.snapshot_store import SnapshotStore
+from snapshot_assets.testing.faults import Fault, FaultStore
 from tests.publish.support import check_store, grow
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from snapshot_assets.testing.faults import Fault, FaultStore
 
 from snapshot_assets.clock import SYSTEM_CLOCK
 from snapshot_assets.errors import (
@@ -31,6 +30,7 @@ from snapshot_assets.publish.heads import change_head
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.publish.validators import NotNull, RowCountAtLeast, RowCountWithin, Unique
 from snapshot_assets.store.snapshot_store import SnapshotStore
+from snapshot_assets.testing.faults import Fault, FaultStore
 from tests.publish.support import audits, check_store, grow, grow_duckdb, grow_sqlite
 
 WRITES = "[wu]*"

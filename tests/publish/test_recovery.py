@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from snapshot_assets.testing.faults import Fault, FaultStore
 
 from snapshot_assets import failpoints
 from snapshot_assets.clock import SYSTEM_CLOCK
@@ -34,6 +33,7 @@ from snapshot_assets.publish.heads import change_head
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.publish.recovery import Verdict, classify
 from snapshot_assets.store.snapshot_store import SnapshotStore
+from snapshot_assets.testing.faults import Fault, FaultStore
 from tests.publish.support import audits, check_store, grow
 
 PUBLISH_FAILPOINTS = [

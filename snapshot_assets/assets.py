@@ -1,0 +1,342 @@
+"""Dagster assets that publish a dataset: take the write gate, change the live database, capture it, publish it.
+
+Nothing heavy is imported before a run needs it: no engine, no pyarrow, no object store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
+
+import dagster as dg
+
+from snapshot_assets.asset_metadata import materialization_metadata
+from snapshot_assets.errors import (
+    CaptureError,
+    ConfigurationError,
+    LiveDatabaseBusy,
+    SnapshotAssetsError,
+    ValidationFailed,
+)
+from snapshot_assets.model.dataset import Dataset, Validator
+from snapshot_assets.resources.store import SnapshotStoreResource
+
+if TYPE_CHECKING:
+    from snapshot_assets.publish.publisher import Writing
+
+__all__ = ["LiveDatabase", "build_snapshot_asset", "snapshot_asset"]
+
+_BODY_ARGUMENT: Final = "live"
+
+
+class LiveDatabase:
+    """The live database, as the body of a snapshot asset may use it: nobody else writes or captures it meanwhile.
+
+    Attributes:
+        dataset: what will be published.
+        path: the live database itself.
+    """
+
+    def __init__(self, writing: Writing) -> None:
+        self.dataset = writing.dataset
+        self.path: Path = writing.dataset.path
+        self._writing = writing
+
+    def connect(self) -> AbstractContextManager[Any]:
+        """A read-write connection of the engine's own type (DuckDBPyConnection, sqlite3.Connection); made if missing.
+
+        Raises:
+            LiveDatabaseBusy: a program that does not know the write gate has it open.
+        """
+        return self._writing.connect()
+
+
+def snapshot_asset(
+    dataset: Dataset, *, store_key: str = "snapshot_store", allow_schema_change: bool = False, **asset_args: Any
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Make an asset of a function that changes a live database, which is then published.
+
+    The function is called with `live` (a `LiveDatabase`) and, where it asks for them, `context`, `config`, resources
+    and upstream assets, as the function of any asset is. It may return metadata: a dict or a `MaterializeResult`.
+
+    In a run: the writer lease, the write gate, the function, the capture, the gate opened, the publish. A step that is
+    retried or re-executed after it published runs nothing again and reports the same snapshot. Content that did not
+    change is not published again, and keeps the data version. The dataset's validators are blocking asset checks: a
+    failed one stops the publish before anything is visible. With `partitions_def`, backfills are one run and one
+    publish by default.
+
+    Example:
+        .. code-block:: python
+
+            @snapshot_asset(flights, group_name="nyc", owners=["team:data"])
+            def flights_snapshot(context, live):
+                with live.connect() as con:
+                    con.execute("insert into flights ...")
+
+    Args:
+        dataset: what is published. Its name is the asset's, unless `name` or `key` is given.
+        store_key: the name of the `SnapshotStoreResource`.
+        allow_schema_change: publish schemas that readers of the current one may not survive.
+        asset_args: passed on to `dagster.asset`.
+    """
+
+    def decorate(body: Callable[..., Any]) -> dg.AssetsDefinition:
+        if inspect.iscoroutinefunction(body) or inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+            raise ConfigurationError(
+                f"the snapshot asset of {dataset.name!r} is async or yields",
+                hint="Return metadata as a dict or a MaterializeResult.",
+                dataset=dataset.name,
+            )
+        return _build(dataset, body, store_key, asset_args, allow_schema_change=allow_schema_change)
+
+    return decorate
+
+
+def build_snapshot_asset(
+    dataset: Dataset, *, store_key: str = "snapshot_store", allow_schema_change: bool = False, **asset_args: Any
+) -> dg.AssetsDefinition:
+    """Make an asset that publishes what something else built: dbt, dlt, another asset, named in `deps`.
+
+    Like `snapshot_asset` with a function that does nothing.
+
+    Example:
+        .. code-block:: python
+
+            warehouse = build_snapshot_asset(Dataset("warehouse", "duckdb", "dbt.duckdb"), deps=[my_dbt_assets])
+    """
+
+    def body() -> None: ...
+
+    return _build(dataset, body, store_key, asset_args, allow_schema_change=allow_schema_change)
+
+
+def _build(
+    dataset: Dataset,
+    body: Callable[..., Any],
+    store_key: str,
+    asset_args: dict[str, Any],
+    *,
+    allow_schema_change: bool,
+) -> dg.AssetsDefinition:
+    parameters = _parameters(body, store_key, asset_args)
+    is_asked = store_key in inspect.signature(body).parameters
+
+    def publish(context: dg.AssetExecutionContext, /, **inputs: Any) -> Iterator[Any]:
+        resource: SnapshotStoreResource = getattr(context.resources, store_key)
+        if not is_asked:
+            inputs.pop(store_key, None)
+        try:
+            yield _publish(context, resource, dataset, _bound(body, context, inputs), allow_schema_change)
+        except ValidationFailed as error:
+            yield from (_check_result(check.name, check.passed, check.finding) for check in error.results)
+            raise _failure(error) from error
+        except SnapshotAssetsError as error:
+            raise _failure(error) from error
+
+    publish.__name__ = body.__name__
+    # Dagster finds inputs, resources and configuration by the signature; `live` is ours to give.
+    publish.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    publish.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    with warnings.catch_warnings():
+        if "backfill_policy" not in asset_args:
+            # that the argument is in beta is for those to know who chose it themselves
+            warnings.simplefilter("ignore", dg.BetaWarning)
+        asset: dg.AssetsDefinition = dg.asset(**_asset_args(dataset, body, store_key, asset_args))(publish)
+    return asset
+
+
+def _parameters(body: Callable[..., Any], store_key: str, asset_args: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """The parameters that Dagster is to see: a context, the body's own without `live`, and the store.
+
+    Annotations are resolved here, so that a body may come from a module that postpones them.
+    """
+    own = [p for p in inspect.signature(body).parameters.values() if p.name not in {_BODY_ARGUMENT, "context"}]
+    annotated = {p.name: p.annotation for p in own if p.annotation is not inspect.Parameter.empty}
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = annotated
+    resolved = get_type_hints(holder, globalns=getattr(body, "__globals__", None), include_extras=True)
+    resolved.setdefault(store_key, SnapshotStoreResource)
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_ONLY, annotation=dg.AssetExecutionContext)
+    seen = [context, *(p.replace(annotation=resolved.get(p.name, p.annotation)) for p in own)]
+    # Dagster takes resources as arguments or as required keys, not as both: the store comes the way the others do.
+    is_asked = any(parameter.name == store_key for parameter in own)
+    if not is_asked and not asset_args.get("required_resource_keys"):
+        seen.append(inspect.Parameter(store_key, inspect.Parameter.KEYWORD_ONLY, annotation=resolved[store_key]))
+    return seen
+
+
+def _bound(
+    body: Callable[..., Any], context: dg.AssetExecutionContext, inputs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The body with all it asked for, waiting for the live database."""
+    asked = inspect.signature(body).parameters
+
+    def run(live: LiveDatabase) -> Any:
+        ours = {"context": context, _BODY_ARGUMENT: live}
+        return body(**{name: value for name, value in ours.items() if name in asked}, **inputs)
+
+    return run
+
+
+def _asset_args(dataset: Dataset, body: Callable[..., Any], store_key: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `dagster.asset`: those given, and what a dataset has to say for itself."""
+    args = dict(given)
+    args.setdefault("description", inspect.getdoc(body) or f"Publishes the {dataset.engine} database `{dataset.path}`.")
+    if "key" not in args:
+        args.setdefault("name", dataset.name)
+    key = dg.AssetKey.from_coercible(args["key"]) if "key" in args else _prefixed(args.get("key_prefix"), args["name"])
+    args["kinds"] = {dataset.engine, *(args.get("kinds") or ())}
+    args["metadata"] = {
+        "snapshot/dataset": dataset.name,
+        "snapshot/live_database": dg.MetadataValue.path(str(dataset.path)),
+        **(args.get("metadata") or {}),
+    }
+    args["check_specs"] = [*_check_specs(dataset, key), *(args.get("check_specs") or ())]
+    if args.get("required_resource_keys"):
+        args["required_resource_keys"] = {store_key, *args["required_resource_keys"]}
+    args.setdefault("pool", f"snapshot_{dataset.name}")
+    if args.get("partitions_def") is not None:
+        args.setdefault("backfill_policy", dg.BackfillPolicy.single_run())
+    return args
+
+
+def _prefixed(prefix: Any, name: str) -> dg.AssetKey:
+    parts = [] if prefix is None else [prefix] if isinstance(prefix, str) else list(prefix)
+    return dg.AssetKey([*parts, name])
+
+
+def _check_specs(dataset: Dataset, key: dg.AssetKey) -> Iterator[dg.AssetCheckSpec]:
+    for name, validator in zip(_check_names(dataset), dataset.validators, strict=True):
+        yield dg.AssetCheckSpec(name, asset=key, blocking=True, description=_describe(validator))
+
+
+def _describe(validator: Validator) -> str:
+    if isinstance(validator, str):
+        return f"No row may be found by: {validator}"
+    text = inspect.getdoc(validator) or "A validator of the staged copy."
+    built_in: Any = validator
+    if not is_dataclass(built_in):
+        return text
+    settings = ((setting.name, getattr(built_in, setting.name)) for setting in fields(built_in))
+    shown = (
+        f"{name} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in settings
+        if value is not None
+    )
+    return f"{text} Asked for: {'; '.join(shown)}."
+
+
+def _publish(
+    context: dg.AssetExecutionContext,
+    resource: SnapshotStoreResource,
+    dataset: Dataset,
+    body: Callable[[LiveDatabase], Any],
+    allow_schema_change: bool,  # noqa: FBT001
+) -> dg.MaterializeResult[Any]:
+    """Run the body under the write gate and publish; or, when this step has published before, report that."""
+    partition_keys = tuple(context.partition_keys) if _is_partitioned(context) else ()
+    key = _idempotency_key(context, partition_keys)
+    returned = _Returned()
+    with resource.open_publisher() as publisher, publisher.writing(dataset, idempotency_key=key) as writing:
+        if writing.already is not None:
+            result = writing.already
+            context.log.info(
+                "This step published snapshot %s of %r before, so nothing is done again; a new run publishes anew.",
+                result.snapshot_id,
+                dataset.name,
+            )
+        else:
+            returned = _Returned.of(body(LiveDatabase(writing)))
+            result = writing.publish(
+                allow_schema_change=allow_schema_change, summary=_run_summary(context), partition_keys=partition_keys
+            )
+    metadata = materialization_metadata(resource.open_store(read_only=True), result)
+    checks = [_check_result(name, True, "") for name in _check_names(dataset)]
+    return dg.MaterializeResult(
+        metadata={**returned.metadata, **metadata},
+        check_results=[*checks, *returned.check_results],
+        data_version=dg.DataVersion(result.content_digest),
+        tags=returned.tags,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    """What the body has to say of its own. The names of the publish win over it."""
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    check_results: Sequence[dg.AssetCheckResult] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: Any) -> _Returned:
+        """Read what a body returned, before anything is captured.
+
+        Raises:
+            ConfigurationError: it is neither metadata nor a `MaterializeResult`.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, dg.MaterializeResult):
+            return cls(value.metadata or {}, value.check_results or (), value.tags or {})
+        if isinstance(value, Mapping):
+            return cls(value)
+        raise ConfigurationError(
+            f"the body of a snapshot asset returned a {type(value).__name__}, so nothing was published",
+            hint="Return metadata as a dict or a MaterializeResult, or nothing.",
+        )
+
+
+def _is_partitioned(context: dg.AssetExecutionContext) -> bool:
+    return bool(context.has_partition_key or context.has_partition_key_range)
+
+
+def _idempotency_key(context: dg.AssetExecutionContext, partition_keys: Sequence[str]) -> str:
+    """The name of what this step wants done once: the same for every retry and re-execution of its run."""
+    run = context.run
+    parts = ["dagster", run.root_run_id or run.run_id, context.asset_key.to_user_string()]
+    if len(partition_keys) == 1:
+        parts.append(partition_keys[0])
+    elif partition_keys:
+        digest = hashlib.blake2b("\0".join(partition_keys).encode(), digest_size=8).hexdigest()
+        parts.append(f"{partition_keys[0]}...{partition_keys[-1]} ({len(partition_keys)}, {digest})")
+    return ":".join(parts)
+
+
+def _run_summary(context: dg.AssetExecutionContext) -> dict[str, str]:
+    return {
+        "dagster.run_id": context.run.run_id,
+        "dagster.job": context.run.job_name,
+        "dagster.asset_key": context.asset_key.to_user_string(),
+    }
+
+
+def _failure(error: SnapshotAssetsError) -> dg.Failure:
+    """The error as Dagster shows it: what happened, what to do; not retried when that could not help."""
+    metadata: dict[str, Any] = {"error": error.kind, "hint": error.hint}
+    if error.operation_id is not None:
+        metadata["operation_id"] = error.operation_id
+    hopeless = isinstance(error, ConfigurationError | CaptureError) and not isinstance(error, LiveDatabaseBusy)
+    return dg.Failure(
+        f"{error.message.rstrip('.')}. {error.hint}".strip(), metadata=metadata, allow_retries=not hopeless
+    )
+
+
+def _check_names(dataset: Dataset) -> Iterator[str]:
+    from snapshot_assets.publish.validators import validator_name
+
+    for position, validator in enumerate(dataset.validators):
+        yield validator_name(validator, position)
+
+
+def _check_result(name: str, passed: bool, finding: str) -> dg.AssetCheckResult:  # noqa: FBT001
+    metadata = {"finding": finding} if finding else {}
+    return dg.AssetCheckResult(passed=passed, check_name=name, metadata=metadata, description=finding or None)

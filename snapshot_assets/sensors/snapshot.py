@@ -1,0 +1,228 @@
+"""One sensor that notices, for any number of datasets, what readers should serve anew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import dagster as dg
+
+from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, StoreUnavailable
+from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.head import Head
+from snapshot_assets.resources.store import SnapshotStoreResource
+from snapshot_assets.sensors.cursor import HeadCursor
+from snapshot_assets.sensors.reload import ReloadTarget, reload_run_config
+
+if TYPE_CHECKING:
+    from snapshot_assets.store.snapshot_store import SnapshotStore
+
+__all__ = ["build_snapshot_sensor"]
+
+_READERS: Final = 16
+_RETRY_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 20.0
+"""No further heads are read in a tick after this long; Dagster ends a tick after 60 seconds."""
+
+
+def build_snapshot_sensor(
+    datasets: Sequence[Dataset | str | dg.AssetsDefinition],
+    *,
+    job: dg.JobDefinition | dg.UnresolvedAssetJobDefinition | None = None,
+    name: str = "snapshot_sensor",
+    minimum_interval_seconds: int = 30,
+    max_requests: int = 25,
+    run_config: Callable[[ReloadTarget], dg.RunConfig | Mapping[str, Any]] = reload_run_config,
+    store_key: str = "snapshot_store",
+    **sensor_args: Any,
+) -> dg.SensorDefinition:
+    """Build the sensor that requests a run for every snapshot that readers should go to.
+
+    A tick lists all heads with one request, compares them with its cursor, and reads, in parallel, only those that
+    changed. For each whose generation rose (a publish or a rollback; not a pin or a writer's claim), and at the first
+    look for each that has a snapshot, it requests a run with the key ``dataset:incarnation:generation`` and records an
+    observation of the asset. The cursor passes only what was requested, so nothing is forgotten when a tick is cut
+    short, and the run key keeps anything from being requested twice.
+
+    A dataset whose head can not be read is named in the tick's log, in its skip reason and in an observation of its
+    own, and holds up no other. A store that does not answer fails the tick and leaves the cursor where it was.
+
+    Args:
+        datasets: what to look at: datasets, their names, or assets made by `snapshot_asset`. The key of an asset is
+            the dataset's name unless the asset itself is given.
+        job: what to run; usually from `build_reload_job`.
+        name: the sensor's name.
+        minimum_interval_seconds: the least time between two ticks.
+        max_requests: the most runs that one tick asks for; the rest follows with the next ticks, in turn.
+        run_config: makes the run's configuration; only for a job of your own.
+        store_key: the name of the `SnapshotStoreResource`.
+        sensor_args: passed on to `dagster.SensorDefinition` (`description`, `default_status`, `tags` ...).
+    """
+    keys = dict(_name_and_key(dataset) for dataset in datasets)
+    if len(keys) != len(datasets):
+        raise ConfigurationError("the sensor is given the same dataset twice")
+    if max_requests < 1:
+        raise ConfigurationError(f"max_requests is {max_requests}; a tick must be able to ask for one run")
+    names = tuple(sorted(keys))
+
+    # Dagster hands the resources over as arguments too when a sensor is called directly, as tests do.
+    def tick(context: dg.SensorEvaluationContext, **_: object) -> dg.SensorResult:
+        resource: SnapshotStoreResource = getattr(context.resources, store_key)
+        store = resource.open_store(read_only=True, retry_for=_RETRY_SECONDS)
+        tokens = store.heads()
+        cursor = HeadCursor(names, context.cursor)
+        look = _Look(cursor, max_requests)
+        look.at(store, [found for found in names if found in tokens and cursor.is_changed(found, tokens[found])])
+        events = [_observe(keys[head.dataset], head) for head in look.risen]
+        for failed, error in look.errors.items():
+            context.log.error("%s %s", error.message, error.hint)
+            if cursor.report(failed, f"{error.kind} {error.message}"):
+                events.append(_observe_error(keys[failed], error))
+        return dg.SensorResult(
+            run_requests=[_request(head, keys[head.dataset], run_config) for head in look.risen],
+            skip_reason=None if look.risen else look.skip_reason(len(names), len(tokens.keys() & keys.keys())),
+            asset_events=events,
+            cursor=cursor.to_text(),
+        )
+
+    sensor_args.setdefault("description", f"Asks for a reload of every new snapshot of {_listed(names)}.")
+    return dg.SensorDefinition(
+        name=name,
+        evaluation_fn=tick,
+        job=job,
+        minimum_interval_seconds=minimum_interval_seconds,
+        required_resource_keys={store_key},
+        **sensor_args,
+    )
+
+
+def _name_and_key(dataset: Dataset | str | dg.AssetsDefinition) -> tuple[str, dg.AssetKey]:
+    if isinstance(dataset, dg.AssetsDefinition):
+        name = dataset.metadata_by_key[dataset.key].get("snapshot/dataset")
+        if not isinstance(name, str):
+            raise ConfigurationError(f"the asset {dataset.key.to_user_string()!r} was not made by snapshot_asset")
+        return name, dataset.key
+    name = dataset if isinstance(dataset, str) else dataset.name
+    return name, dg.AssetKey(name)
+
+
+@dataclass(slots=True)
+class _Look:
+    """One tick's reading of the heads that changed."""
+
+    cursor: HeadCursor
+    max_requests: int
+    risen: list[Head] = field(default_factory=list)
+    errors: dict[str, SnapshotAssetsError] = field(default_factory=dict)
+    without_snapshot: int = 0
+    unchanged_generation: int = 0
+
+    def at(self, store: SnapshotStore, changed: Sequence[str]) -> None:
+        """Read the changed heads, in turn from where the last tick stopped, until the cap or the time is reached."""
+        later = [name for name in changed if name >= self.cursor.next_name]
+        in_turn = [*later, *changed[: len(changed) - len(later)]]
+        self.cursor.next_name = ""
+        deadline = time.monotonic() + _LOOK_SECONDS
+        batch = max(_READERS, self.max_requests)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="head") as pool:
+            for start in range(0, len(in_turn), batch):
+                if len(self.risen) == self.max_requests or time.monotonic() > deadline:
+                    self.cursor.next_name = in_turn[start]
+                    return
+                some = in_turn[start : start + batch]
+                for name, found in zip(some, pool.map(lambda name: _read(store, name), some), strict=True):
+                    if not self._deal_with(name, found):
+                        self.cursor.next_name = name
+                        return
+        unavailable = [error for error in self.errors.values() if isinstance(error, StoreUnavailable)]
+        if unavailable and len(unavailable) == len(changed):
+            raise unavailable[0]
+
+    def _deal_with(self, name: str, found: tuple[Head, str] | SnapshotAssetsError) -> bool:
+        """Take one head into account; false when the cap leaves it to the next tick."""
+        if isinstance(found, SnapshotAssetsError):
+            self.errors[name] = found
+            return True
+        head, token = found
+        if head.current_snapshot_id is None:
+            self.without_snapshot += 1
+        elif not self.cursor.is_raised(name, head.generation):
+            self.unchanged_generation += 1
+        elif len(self.risen) == self.max_requests:
+            return False
+        else:
+            self.risen.append(head)
+        self.cursor.advance(name, token, head.generation)
+        return True
+
+    def skip_reason(self, asked: int, present: int) -> str:
+        """Why the tick asked for nothing, in words."""
+        parts = [f"{error.message.rstrip('.')}. {error.hint}" for error in self.errors.values()]
+        if self.unchanged_generation:
+            parts.append(f"{_heads(self.unchanged_generation)} changed, but not what readers should serve.")
+        if self.without_snapshot:
+            parts.append(f"{_heads(self.without_snapshot)} without a snapshot.")
+        if not parts:
+            parts.append(f"Nothing new: {present} of {asked} datasets published, none changed since the last tick.")
+        return " ".join(parts)
+
+
+def _heads(count: int) -> str:
+    return "1 head" if count == 1 else f"{count} heads"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 5 else f"{len(names)} datasets"
+
+
+def _read(store: SnapshotStore, name: str) -> tuple[Head, str] | SnapshotAssetsError:
+    try:
+        return store.read_head(name)
+    except SnapshotAssetsError as error:
+        return error
+
+
+def _request(
+    head: Head, asset_key: dg.AssetKey, run_config: Callable[[ReloadTarget], dg.RunConfig | Mapping[str, Any]]
+) -> dg.RunRequest:
+    target = ReloadTarget(
+        dataset=head.dataset,
+        incarnation=head.incarnation,
+        generation=head.generation,
+        snapshot_id=head.current_snapshot_id,
+        asset_key=list(asset_key.path),
+    )
+    return dg.RunRequest(
+        run_key=f"{head.dataset}:{head.incarnation}:{head.generation}",
+        run_config=run_config(target),
+        tags={
+            "snapshot/dataset": head.dataset,
+            "snapshot/id": str(head.current_snapshot_id),
+            "snapshot/generation": str(head.generation),
+        },
+    )
+
+
+def _observe(asset_key: dg.AssetKey, head: Head) -> dg.AssetObservation:
+    # Text, not numbers: a materialization plots the same figures, and the UI would draw them twice.
+    return dg.AssetObservation(
+        asset_key,
+        description=f"Readers should serve snapshot {head.current_snapshot_id} (generation {head.generation}).",
+        metadata={
+            "head/snapshot_id": str(head.current_snapshot_id),
+            "head/generation": str(head.generation),
+            "head/incarnation": head.incarnation,
+            "head/status": head.status.value,
+        },
+    )
+
+
+def _observe_error(asset_key: dg.AssetKey, error: SnapshotAssetsError) -> dg.AssetObservation:
+    return dg.AssetObservation(
+        asset_key,
+        description=f"The head can not be read: {error.message}",
+        metadata={"head/error": f"{error.kind}: {error.message}", "head/hint": error.hint},
+    )
