@@ -52,8 +52,14 @@ class Pool(Protocol):
     def release(self, connection: Any) -> None:
         """Take a connection back."""
 
-    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
-        """Run one statement and fetch all of its result as Arrow."""
+    def query(
+        self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None, *, connection: Any = None
+    ) -> pa.Table:
+        """Run one statement and fetch all of its result as Arrow, on a connection of this pool or on one of its own.
+
+        Raises:
+            ReadOnlyDataset: the statement writes.
+        """
 
     def close(self) -> None:
         """Close everything. No lease is out."""
@@ -134,5 +140,9 @@ class Engine(Protocol):
     def install(self, folder: Path, manifest: Manifest) -> None:
         """Do what the engine needs once on a reader, after the files stand under their final path."""
 
-    def open_pool(self, folder: Path, manifest: Manifest) -> Pool:
-        """Open a local copy, read-only. `folder` holds the files under their manifest paths."""
+    def open_pool(self, folder: Path, manifest: Manifest, *, scratch: Path | None = None) -> Pool:
+        """Open a local copy, read-only. `folder` holds the files under their manifest paths.
+
+        `scratch` names a folder, not yet there, for what queries can not hold in memory; nobody else uses it. Nothing
+        is ever written into the copy.
+        """

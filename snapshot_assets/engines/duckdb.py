@@ -145,8 +145,8 @@ class DuckDBEngine:
     def install(self, folder: Path, manifest: Manifest) -> None:
         """Nothing: a DuckDB file is served as it is."""
 
-    def open_pool(self, folder: Path, manifest: Manifest) -> DuckDBPool:
-        return DuckDBPool(folder / the_only_file([file.path for file in manifest.files]), manifest.dataset)
+    def open_pool(self, folder: Path, manifest: Manifest, *, scratch: Path | None = None) -> DuckDBPool:
+        return DuckDBPool(folder / the_only_file([file.path for file in manifest.files]), manifest.dataset, scratch)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

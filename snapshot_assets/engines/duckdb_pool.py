@@ -31,15 +31,18 @@ class DuckDBPool:
     Args:
         path: the local copy's file; DuckDB keeps instances by path, so each local copy has one of its own.
         dataset: named in errors.
+        scratch: a folder for what does not fit in memory, for this instance alone; without it, nothing is spilled.
 
     Raises:
         SnapshotDamaged: DuckDB does not open it.
     """
 
-    def __init__(self, path: Path, dataset: str) -> None:
+    def __init__(self, path: Path, dataset: str, scratch: Path | None = None) -> None:
         self._dataset = dataset
+        # DuckDB's own default lies beside the file, and a local copy is never written to.
+        config = {**READER_CONFIG, "temp_directory": "" if scratch is None else str(scratch)}
         try:
-            self._instance = duckdb.connect(str(path), read_only=True, config=READER_CONFIG)
+            self._instance = duckdb.connect(str(path), read_only=True, config=config)
         except duckdb.Error as error:
             raise SnapshotDamaged(f"DuckDB does not open the local copy {path}: {error}", dataset=dataset) from error
         self.acquire = self._instance.cursor
@@ -47,8 +50,14 @@ class DuckDBPool:
     def release(self, connection: duckdb.DuckDBPyConnection) -> None:
         connection.close()
 
-    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
-        cursor = self._instance.cursor()
+    def query(
+        self,
+        sql: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        connection: duckdb.DuckDBPyConnection | None = None,
+    ) -> pa.Table:
+        cursor = self._instance.cursor() if connection is None else connection
         try:
             # A statement without a result, such as an empty one, gives no relation, whatever the type hints say.
             relation: duckdb.DuckDBPyRelation | None = cursor.sql(sql, params=parameters)
@@ -60,7 +69,8 @@ class DuckDBPool:
                 ) from error
             raise
         finally:
-            cursor.close()
+            if connection is None:
+                cursor.close()
 
     def close(self) -> None:
         self._instance.close()

@@ -121,7 +121,8 @@ class SQLiteEngine:
     def install(self, folder: Path, manifest: Manifest) -> None:
         """Nothing: a SQLite file is served as it is."""
 
-    def open_pool(self, folder: Path, manifest: Manifest) -> SQLitePool:
+    def open_pool(self, folder: Path, manifest: Manifest, *, scratch: Path | None = None) -> SQLitePool:
+        del scratch  # SQLite has temporary files of its own, elsewhere
         return SQLitePool(folder / the_only_file([file.path for file in manifest.files]), manifest.dataset)
 
 

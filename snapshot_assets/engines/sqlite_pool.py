@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,16 +46,22 @@ class SQLitePool:
     def release(self, connection: sqlite3.Connection) -> None:
         connection.close()
 
-    def query(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        connection: sqlite3.Connection | None = None,
+    ) -> pa.Table:
         """Run one statement and fetch all of its result as Arrow; see `ResultColumn` for the types.
 
         A column without any value has the type of its affinity: int64, float64 or string, and null where SQLite does
         not know one.
         """
         bound = () if parameters is None else parameters
-        with closing(self.acquire()) as connection:
+        with nullcontext(connection) if connection is not None else closing(self.acquire()) as used:
             try:
-                cursor = connection.execute(sql, bound)
+                cursor = used.execute(sql, bound)
                 names = [column[0] for column in cursor.description or ()]
                 columns = [ResultColumn() for _ in names]
                 while rows := cursor.fetchmany(_ROWS_AT_ONCE):
@@ -68,7 +74,7 @@ class SQLitePool:
                     ) from error
                 raise
             typeless = any(column.is_typeless for column in columns)
-            empty = _result_types(connection, sql, bound) if typeless else []
+            empty = _result_types(used, sql, bound) if typeless else []
         empty = empty or [pa.null()] * len(columns)
         return pa.table([column.array(type_) for column, type_ in zip(columns, empty, strict=True)], names=names)
 

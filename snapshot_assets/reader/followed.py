@@ -1,0 +1,415 @@
+"""One followed dataset: what is served of it, and how it gets to a newer generation."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from snapshot_assets.clock import Clock
+from snapshot_assets.errors import (
+    DocumentDamaged,
+    NotFound,
+    ReaderError,
+    SnapshotAssetsError,
+    SnapshotDamaged,
+)
+from snapshot_assets.failpoints import REFRESH_AFTER_STATE, REFRESH_AFTER_SWAP, Failpoints
+from snapshot_assets.ids import new_ulid
+from snapshot_assets.model.head import Head, SnapshotEntry, Status
+from snapshot_assets.model.schema import TableSchema
+from snapshot_assets.reader.data_dir import disk_errors
+from snapshot_assets.reader.drain import Drains
+from snapshot_assets.reader.fetch import Obtained, obtain_copy
+from snapshot_assets.reader.local_copy import DatasetFolder, LocalCopy, LocalState, copy_name
+from snapshot_assets.reader.opening import check_schema, open_copy
+from snapshot_assets.reader.provider import SnapshotProvider
+from snapshot_assets.reader.registry import PoolRegistry
+from snapshot_assets.reader.serving import Serving
+from snapshot_assets.reader.settings import Current, OnDamage, OnDropped, ReaderSettings, RefreshResult
+from snapshot_assets.reader.status import DatasetState, DatasetStatus, Failure, Swap
+from snapshot_assets.store.snapshot_store import SnapshotStore
+
+__all__ = ["FollowedDataset", "ReaderParts"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_RESTARTS: Final = 8
+"""How often one refresh starts over because the head moved on under it."""
+
+_REMEMBERED_SWAPS: Final = 50
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderParts:
+    """What all followed datasets of a reader share."""
+
+    store: SnapshotStore
+    settings: ReaderSettings
+    clock: Clock
+    failpoints: Failpoints
+    registry: PoolRegistry
+    drains: Drains
+    spill: Path
+    check_open: Callable[[], None]
+    on_change: Callable[[], None]
+
+
+class FollowedDataset:
+    """One dataset of a reader. Refreshes are serialized; status and provider can be used meanwhile."""
+
+    def __init__(self, name: str, path: Path, parts: ReaderParts) -> None:
+        self.name = name
+        self.provider = SnapshotProvider(name)
+        self.folder = DatasetFolder(path, keep=parts.settings.keep_local)
+        self.token: str | None = None
+        self.starting = threading.Lock()
+        self._parts = parts
+        self._lock = threading.Lock()
+        self._recovered = False
+        self._closed = False
+        self._state: DatasetState = "waiting"
+        self._found: DatasetState = "waiting"
+        self._head_generation: int | None = None
+        self._last_error: Failure | None = None
+        self._damage: Failure | None = None
+        self._swaps: deque[Swap] = deque(maxlen=_REMEMBERED_SWAPS)
+        self._written: LocalState | None = None
+        self._warned_of: tuple[int, int] | None = None
+
+    # Start, from the disk alone.
+
+    def recover(self) -> None:
+        """Serve what was served last, if it is whole; the store is not asked. Later calls do nothing.
+
+        Raises:
+            EngineTooOld: this process's engine can not read it.
+        """
+        with self._lock, disk_errors("the data folder can not be recovered", self.name):
+            if self._recovered:
+                return
+            self.folder.recover()
+            self._recovered = True
+            try:
+                state = self.folder.state()
+            except DocumentDamaged as error:
+                _log.warning("%s: what was served before is not known", error)
+                state = None
+            if state is None:
+                return
+            name = copy_name(state.incarnation, state.snapshot_id)
+            copy = self.folder.find(name, digests=self._parts.settings.verify_on_start)
+            if copy is None:
+                return
+            try:
+                self._serve(copy, state.generation)
+            except SnapshotDamaged as error:
+                _log.warning("%s: the local copy is removed and fetched again", error)
+                self.folder.discard(name)
+                return
+            self._written = state
+            self.folder.retire()
+
+    # Refresh.
+
+    def refresh(self, *, fall_back: bool = False) -> RefreshResult:
+        """Look at the head and go to what it calls current; one attempt. Raises what `SnapshotReader.refresh` raises.
+
+        Args:
+            fall_back: load an older snapshot when the current one is damaged, whatever the settings say.
+        """
+        with self._lock:
+            self._parts.check_open()
+            started = self._parts.clock.monotonic()
+            self._damage = None
+            try:
+                result = self._attempt(
+                    started, fall_back=fall_back or self._parts.settings.on_damage is OnDamage.FALLBACK
+                )
+            except SnapshotAssetsError as error:
+                error.dataset = error.dataset or self.name
+                self._state = "error"
+                self._last_error = Failure.of(error, self._parts.clock.now_ms())
+                raise
+            self._state = self._found
+            self._last_error = self._damage
+            return replace(result, seconds=self._parts.clock.monotonic() - started)
+
+    def note_look(self, *, absent: bool = False, error: SnapshotAssetsError | None = None) -> None:
+        """Note what a look at all heads told: this one is unchanged, absent, or could not be looked at.
+
+        Waits for nobody: a refresh that is under way knows better.
+        """
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if absent:
+                self.token = None
+                self._found = "waiting"
+            self._state = "error" if error else self._found
+            self._last_error = Failure.of(error, self._parts.clock.now_ms()) if error else None
+        finally:
+            self._lock.release()
+
+    def _attempt(self, started: float, *, fall_back: bool) -> RefreshResult:
+        store = self._parts.store
+        try:
+            found = (
+                store.read_head(self.name) if self.token is None else store.read_head_if_changed(self.name, self.token)
+            )
+        except NotFound:
+            self.token = None
+            self._found = "waiting"
+            return self._result("waiting")
+        if found is None:
+            return self._result("not_modified")
+        self.token = None
+        for _ in range(_MOST_RESTARTS):
+            head, token = found
+            result = self._unless_newer(head)
+            if result is None:
+                assert head.current is not None
+                try:
+                    result = self._load(head, head.current, head.generation, started)
+                except SnapshotDamaged as damage:
+                    found = store.read_head(self.name)
+                    if not _same_current(found[0], head):
+                        continue
+                    if not fall_back:
+                        raise
+                    return self._fall_back(head, damage, started)
+            if self._has_all_of(head):
+                self.token = token
+            return result
+        raise ReaderError(
+            f"the head of {self.name!r} moved on during each of {_MOST_RESTARTS} attempts to load it",
+            hint="Publish less often than a refresh takes, or keep more snapshots.",
+        )
+
+    def _unless_newer(self, head: Head) -> RefreshResult | None:
+        """The result, if there is nothing to load; none if what the head calls current is to be loaded."""
+        self._head_generation = head.generation
+        serving = self.provider.serving
+        self._found = "loaded" if serving else "waiting"
+        if serving is not None and head.generation <= serving.current.generation:
+            if not self._serves_current_of(head):
+                self._warn_of_return(head, serving.current)
+            self._write_state(serving.current)
+            return self._result("not_modified")
+        if head.status is Status.DROPPED or head.current is None:
+            return self._without_snapshot(head)
+        if serving is not None and self._serves_current_of(head):
+            serving.current = replace(serving.current, generation=head.generation)
+            self._write_state(serving.current)
+            self._parts.on_change()
+            return self._result("noted")
+        return None
+
+    def _without_snapshot(self, head: Head) -> RefreshResult:
+        if head.status is Status.DROPPED:
+            self._found = "dropped"
+        serving = self.provider.serving
+        if serving is None:
+            return self._result("waiting")
+        if self._parts.settings.on_dropped is OnDropped.KEEP:
+            return self._result("not_modified")
+        self._unload()
+        return self._result("waiting")
+
+    def _warn_of_return(self, head: Head, current: Current) -> None:
+        seen = (head.generation, current.generation)
+        if self._warned_of != seen:
+            self._warned_of = seen
+            _log.warning(
+                "%s: the store went back: its head has generation %d, snapshot %s; generation %d, snapshot %d goes on "
+                "being served",
+                self.name,
+                head.generation,
+                head.current_snapshot_id,
+                current.generation,
+                current.snapshot_id,
+            )
+
+    def _fall_back(self, head: Head, damage: SnapshotDamaged, started: float) -> RefreshResult:
+        """Load the next older listed snapshot that is whole.
+
+        It is loaded under the generation before the head's: nobody is told that the head's generation is served, and
+        the next attempt tries that one again.
+        """
+        generation = head.generation - 1
+        serving = self.provider.serving
+        if serving is not None and serving.current.generation >= generation:
+            raise damage
+        for entry in reversed(head.snapshots):
+            if head.current_snapshot_id is None or entry.snapshot_id >= head.current_snapshot_id:
+                continue
+            try:
+                result = self._load(head, entry, generation, started)
+            except SnapshotDamaged as error:
+                _log.warning("%s: snapshot %d is damaged too: %s", self.name, entry.snapshot_id, error)
+                continue
+            _log.warning("%s: %s; snapshot %d is served instead", self.name, damage, entry.snapshot_id)
+            self._damage = Failure.of(damage, self._parts.clock.now_ms())
+            return result
+        raise damage
+
+    # Load and swap.
+
+    def _load(self, head: Head, entry: SnapshotEntry, generation: int, started: float) -> RefreshResult:
+        self._check_schema(head.tables(entry.schema_id))
+        parts = self._parts
+        obtained = obtain_copy(parts.store.objects, self.folder, head, entry, parts.failpoints, parts.check_open)
+        try:
+            serving = self._serve(obtained.copy, generation)
+        except SnapshotDamaged:
+            self.folder.discard(obtained.copy.name)
+            raise
+        self._note_swap(serving.current, obtained, started)
+        parts.failpoints.hit(REFRESH_AFTER_SWAP)
+        self._write_state(serving.current)
+        parts.failpoints.hit(REFRESH_AFTER_STATE)
+        self.folder.served(obtained.copy)
+        self.folder.retire()
+        parts.on_change()
+        return self._result("loaded", obtained)
+
+    def _check_schema(self, offered: Mapping[str, TableSchema]) -> None:
+        settings = self._parts.settings
+        serving = self.provider.serving
+        accepted = settings.contract.get(self.name)
+        if accepted is None and serving is not None:
+            accepted = serving.copy.manifest.schemas
+        if accepted is not None:
+            check_schema(self.name, accepted, offered, settings.schema_policy)
+
+    def _serve(self, copy: LocalCopy, generation: int) -> Serving:
+        """Open a local copy, whose use passes on from the caller, try it, and swap to it."""
+        try:
+            pool = open_copy(self._parts.registry, copy, self._parts.spill / new_ulid())
+        except BaseException:
+            self.folder.give_back(copy.name)
+            raise
+        serving = Serving(
+            copy,
+            pool,
+            Current(generation, copy.entry.snapshot_id, copy.incarnation, self._parts.clock.now_ms()),
+        )
+        old = self.provider.swap(serving)
+        self._state = self._found = "loaded"
+        if old is not None:
+            self._drain(old, keep=None)
+        return serving
+
+    def _drain(self, old: Serving, keep: int | None) -> None:
+        """Let go of what was served; `keep` is for the local copies that stay when it has ended."""
+
+        def put_away() -> None:
+            self.put_back(old.copy, keep)
+
+        self._parts.registry.invalidate_file_instance(old.copy.files)
+        self._parts.drains.add(old, put_away)
+
+    def _unload(self) -> None:
+        old = self.provider.swap(None)
+        self._written = None
+        self.folder.forget_state()
+        if old is not None:
+            self._drain(old, keep=0)
+        self._parts.on_change()
+
+    def _write_state(self, current: Current) -> None:
+        state = LocalState(current.incarnation, current.generation, current.snapshot_id)
+        if state != self._written:
+            with disk_errors("what is served is not written down", self.name):
+                self.folder.write_state(state)
+            self._written = state
+
+    def put_back(self, copy: LocalCopy, keep: int | None = None) -> None:
+        """End a use of a local copy; copies that are neither warm nor in use any more are deleted."""
+        self.folder.give_back(copy.name)
+        if not self._closed:
+            # After close the folder may already be another process's.
+            self.folder.retire(keep)
+
+    # What is told.
+
+    def _serves_current_of(self, head: Head) -> bool:
+        serving = self.provider.serving
+        return serving is not None and (serving.current.incarnation, serving.current.snapshot_id) == (
+            head.incarnation,
+            head.current_snapshot_id,
+        )
+
+    def _has_all_of(self, head: Head) -> bool:
+        """Whether there is nothing left to do until the head changes, so that its token may be remembered."""
+        if self.provider.serving is None:
+            return head.status is Status.DROPPED or head.current is None
+        return self._serves_current_of(head)
+
+    def _note_swap(self, current: Current, obtained: Obtained, started: float) -> None:
+        now = self._parts.clock.monotonic()
+        self._swaps.append(
+            Swap(
+                current.generation,
+                current.snapshot_id,
+                current.loaded_at_ms,
+                now - started,
+                obtained.fetched_bytes,
+                obtained.reused_bytes,
+            )
+        )
+
+    def _result(
+        self, outcome: Literal["loaded", "not_modified", "waiting", "noted"], obtained: Obtained | None = None
+    ) -> RefreshResult:
+        serving = self.provider.serving
+        return RefreshResult(
+            outcome,
+            self.name,
+            serving.current.generation if serving else None,
+            serving.current.snapshot_id if serving else None,
+            obtained.fetched_bytes if obtained else 0,
+            obtained.reused_bytes if obtained else 0,
+        )
+
+    def status(self) -> DatasetStatus:
+        """What is served, what drains, and what went wrong last, without waiting for a refresh that is under way."""
+        serving = self.provider.serving
+        now_ms = self._parts.clock.now_ms()
+        return DatasetStatus(
+            dataset=self.name,
+            state=self._state,
+            current=serving.current if serving else None,
+            age_seconds=(now_ms - serving.copy.entry.committed_at_ms) / 1000 if serving else None,
+            head_generation=self._head_generation,
+            leases=serving.leases if serving else 0,
+            draining=tuple(
+                old.draining() for old in self._parts.drains.serving() if old.copy.manifest.dataset == self.name
+            ),
+            last_error=self._last_error,
+            swaps=tuple(self._swaps),
+            row_counts={name: table.row_count for name, table in serving.copy.manifest.tables.items()}
+            if serving
+            else {},
+            local_copies=self.folder.names(),
+        )
+
+    def close(self) -> None:
+        """Give no more leases; the pool is closed when the last one has ended. Waits for a refresh under way."""
+        with self._lock:
+            self._closed = True
+            old = self.provider.close()
+            if old is not None:
+                self._drain(old, keep=None)
+
+
+def _same_current(one: Head, other: Head) -> bool:
+    return (one.incarnation, one.generation, one.current_snapshot_id) == (
+        other.incarnation,
+        other.generation,
+        other.current_snapshot_id,
+    )

@@ -1,0 +1,220 @@
+"""The facade: a reader follows datasets of a store and serves the newest generation of each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from snapshot_assets.clock import SYSTEM_CLOCK, Clock
+from snapshot_assets.errors import NotLoaded, ReaderError, SnapshotAssetsError
+from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
+from snapshot_assets.ids import check_dataset_name
+from snapshot_assets.reader.catalog import Catalog
+from snapshot_assets.reader.data_dir import DataDirLock, fresh_folder
+from snapshot_assets.reader.drain import Drains
+from snapshot_assets.reader.followed import FollowedDataset, ReaderParts
+from snapshot_assets.reader.polling import Polling
+from snapshot_assets.reader.provider import SnapshotProvider
+from snapshot_assets.reader.registry import PoolRegistry
+from snapshot_assets.reader.settings import OnBootstrapFailure, ReaderSettings, RefreshResult
+from snapshot_assets.reader.status import DatasetStatus
+from snapshot_assets.store.snapshot_store import SnapshotStore
+
+__all__ = ["SnapshotReader"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_RETRY: Final = 0.5
+_LONGEST_RETRY: Final = 30.0
+
+
+class SnapshotReader:
+    """Follows datasets of a store in a data folder of its own. Safe to use from several threads; a context manager.
+
+    What is whole in the data folder is served at once, also while the store is down. Whatever fails later, what was
+    served goes on being served, and a lower generation never is.
+
+    Args:
+        store: where the snapshots are; opening it read-only is enough.
+        data_dir: the folder for local copies; one process at a time.
+        settings: how to behave.
+        clock: where times come from.
+        failpoints: what tests break.
+
+    Raises:
+        DataDirBusy: another process uses the data folder.
+        ConfigurationError: the data folder can not be used.
+    """
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        data_dir: str | Path,
+        settings: ReaderSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        failpoints: Failpoints = NO_FAILPOINTS,
+    ) -> None:
+        self.store = store
+        self.data_dir = Path(data_dir).absolute()
+        self.settings = settings or ReaderSettings()
+        self._clock = clock
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._known: dict[str, FollowedDataset] = {}
+        self._followed: dict[str, FollowedDataset] = {}
+        self._polled: set[str] = set()
+        self._data_dir_lock = DataDirLock(self.data_dir)
+        spill = fresh_folder(self.data_dir / ".spill")
+        self._drains = Drains(clock, self.settings.drain_timeout, self.settings.drain_policy)
+        self._catalog = Catalog(self._datasets, self.settings.catalog_config, spill)
+        self._parts = ReaderParts(
+            store=store,
+            settings=self.settings,
+            clock=clock,
+            failpoints=failpoints,
+            registry=PoolRegistry(),
+            drains=self._drains,
+            spill=spill,
+            check_open=self._check_open,
+            on_change=self._catalog.renew,
+        )
+        self._polling = (
+            None
+            if self.settings.refresh_interval is None
+            else Polling(store, self.settings.refresh_interval, self.settings.threads, clock, self._polled_datasets)
+        )
+
+    def follow(self, name: str, *, refresh: bool = True) -> SnapshotProvider:
+        """Serve a dataset from now on; for a dataset that is followed already, its provider.
+
+        A local copy that is whole is served at once, without asking the store. Else the current snapshot is fetched; a
+        dataset that has none yet is followed, and its provider has nothing loaded.
+
+        Args:
+            name: the dataset.
+            refresh: look for newer generations every `refresh_interval`; else only when `refresh` is called.
+
+        Raises:
+            InvalidDatasetName: no dataset can have this name.
+            SnapshotAssetsError: the first fetch failed and `on_bootstrap_failure` is `raise`; the dataset is not
+                followed then.
+            ReaderError: this reader is closed.
+        """
+        check_dataset_name(name)
+        with self._lock:
+            self._check_open()
+            followed = self._known.get(name)
+            if followed is None:
+                followed = self._known[name] = FollowedDataset(name, self.data_dir / name, self._parts)
+        with followed.starting:
+            if name not in self._followed:
+                followed.recover()
+                if followed.provider.serving is None:
+                    self._bootstrap(followed)
+                self._followed[name] = followed
+                self._catalog.renew()
+        if refresh and self._polling is not None:
+            self._polled.add(name)
+            self._polling.look_now()
+        return followed.provider
+
+    def refresh(self, name: str, at_least_generation: int | None = None) -> RefreshResult:
+        """Look at the head now, and go to a newer generation if there is one. Serialized with other refreshes of it.
+
+        Args:
+            name: a dataset that is followed.
+            at_least_generation: the generation that must be served when this returns; when it already is, the store is
+                not asked.
+
+        Raises:
+            NotLoaded: the dataset is not followed, or the store does not have the generation that was asked for.
+            SchemaIncompatible: the new schema is not acceptable; nothing was downloaded.
+            EngineTooOld: this process can not read the new snapshot; nothing was downloaded.
+            SnapshotDamaged: an object of it is missing or holds other bytes.
+            DiskFull: it does not fit.
+            StoreError: the store does not answer, or a document in it can not be understood.
+            ReaderError: this reader is closed.
+        """
+        self._check_open()
+        followed = self._followed.get(name)
+        if followed is None:
+            raise NotLoaded(f"{name!r} is not followed by this reader", hint="Follow it first.", dataset=name)
+        if at_least_generation is None:
+            return followed.refresh()
+        serving = followed.provider.serving
+        if serving is not None and serving.current.generation >= at_least_generation:
+            return RefreshResult("not_modified", name, serving.current.generation, serving.current.snapshot_id)
+        result = followed.refresh()
+        if result.generation is None or result.generation < at_least_generation:
+            raise NotLoaded(
+                f"generation {at_least_generation} of {name!r} was asked for; the store has "
+                f"{followed.status().head_generation}, and {result.generation} is served",
+                hint="Ask again when it is published.",
+                dataset=name,
+            )
+        return result
+
+    @property
+    def catalog(self) -> Catalog:
+        """All loaded datasets in one SQL session."""
+        return self._catalog
+
+    def status(self) -> dict[str, DatasetStatus]:
+        """Each followed dataset as it is at this moment; waits for nothing."""
+        return {followed.name: followed.status() for followed in self._datasets()}
+
+    def close(self) -> None:
+        """Stop polling, give no more leases, close the pools, and let another process have the data folder.
+
+        A fetch under way is abandoned. Leases that are out go on; each pool is closed when its last one ends. The
+        second call does nothing.
+        """
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+        if self._polling is not None:
+            self._polling.close()
+        for followed in list(self._known.values()):
+            followed.close()
+        self._catalog.close()
+        self._drains.close()
+        self._data_dir_lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _bootstrap(self, followed: FollowedDataset) -> None:
+        policy = self.settings.on_bootstrap_failure
+        pause = _FIRST_RETRY
+        while True:
+            try:
+                followed.refresh(fall_back=policy is OnBootstrapFailure.FALLBACK)
+                return
+            except SnapshotAssetsError as error:
+                if policy is OnBootstrapFailure.WARN:
+                    _log.warning("%s: nothing is loaded yet: %s", followed.name, error)
+                    return
+                if policy is not OnBootstrapFailure.RETRY or self._closed.is_set():
+                    raise
+                _log.warning("%s: nothing is loaded yet, it is tried again in %.1f s: %s", followed.name, pause, error)
+            self._clock.wait(self._closed, pause)
+            pause = min(pause * 2.0, _LONGEST_RETRY)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise ReaderError("this reader is closed", hint="Open a new SnapshotReader.")
+
+    def _datasets(self) -> list[FollowedDataset]:
+        return list(self._followed.values())
+
+    def _polled_datasets(self) -> list[FollowedDataset]:
+        return [followed for followed in self._datasets() if followed.name in self._polled]
