@@ -41,6 +41,10 @@ The tree, grouped by what the caller can do about it:
         ReadOnlyDataset
         NotLoaded
         QueryRefused
+        QueryFailed
+        QueryStopped
+        TokenRefused
+        NodeUnavailable
       MaintenanceError              an operator's command
         RetentionPolicyMissing
         RetentionBlocked
@@ -78,11 +82,14 @@ __all__ = [
     "LiveDatabaseMissing",
     "MaintenanceError",
     "MissingExtra",
+    "NodeUnavailable",
     "NotFound",
     "NotLoaded",
     "PathOutsideAnchor",
     "PublishError",
+    "QueryFailed",
     "QueryRefused",
+    "QueryStopped",
     "ReadOnlyDataset",
     "ReaderError",
     "RecoveryRequired",
@@ -98,6 +105,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "Superseded",
+    "TokenRefused",
     "UnsafeStore",
     "UnsupportedEngine",
     "UnsupportedFormatVersion",
@@ -370,6 +378,30 @@ class QueryRefused(ReaderError):
     """The reader node does not run statements of this kind."""
 
     default_hint = "Send one SELECT, or the EXPLAIN of one."
+
+
+class TokenRefused(ReaderError):
+    """The reader node does not know the token, or the token does not admit to what was asked."""
+
+    default_hint = "Send a token of this node as `Authorization: Bearer TOKEN`."
+
+
+class NodeUnavailable(ReaderError):
+    """The reader node can not be reached, is stopping, or has as much to do as it may."""
+
+    default_hint = "Try again in a moment."
+
+
+class QueryFailed(ReaderError):
+    """The statement is of an allowed kind, and could not be run."""
+
+    default_hint = "Correct the statement or its parameters."
+
+
+class QueryStopped(ReaderError):
+    """The query was stopped before its end: cancelled, or over a limit of the node."""
+
+    default_hint = "Ask for less at once, or raise the node's limits."
 
 
 class MaintenanceError(SnapshotAssetsError):

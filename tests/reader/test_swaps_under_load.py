@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import statistics
 import threading
@@ -19,7 +18,6 @@ from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import Head
 from tests.reader.world import World
 
-SWAPS = int(os.environ.get("SNAPSHOT_ASSETS_SWAPS", "200"))
 ROWS = 2_000
 THREADS = 8
 VERSIONS = 6
@@ -87,8 +85,11 @@ def make_current(snapshot_id: int) -> Callable[[Head], dict[str, Any]]:
     return lambda head: {"generation": head.generation + 1, "current_snapshot_id": snapshot_id}
 
 
-@pytest.mark.timeout(290)
-def test_swaps_under_load_fail_no_query_and_answer_none_wrong(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("swaps", [200, pytest.param(2_000, marks=pytest.mark.soak)])
+def test_swaps_under_load_fail_no_query_and_answer_none_wrong(
+    world: World, capsys: pytest.CaptureFixture[str], swaps: int
+) -> None:
     for version in range(VERSIONS):
         world.publish(write_orders(world, version))
         world.publish(write_planes(world, version))
@@ -134,7 +135,7 @@ def test_swaps_under_load_fail_no_query_and_answer_none_wrong(world: World, caps
     windows: list[tuple[float, float]] = []
     began = time.monotonic()
     with Load([ask_duckdb, ask_sqlite, ask_one_statement, ask_both, ask_both_twice]) as load:
-        for swap in range(SWAPS // 2):
+        for swap in range(swaps // 2):
             for write, name in ((write_orders, "orders"), (write_planes, "planes")):
                 if swap % 20 == 19:
                     version = VERSIONS + swap // 20
@@ -165,7 +166,7 @@ def test_swaps_under_load_fail_no_query_and_answer_none_wrong(world: World, caps
             )
     assert not load.failed, "".join(traceback.format_exception(load.failed[0]))
     assert not load.wrong
-    assert len(windows) == SWAPS
-    assert len(load.asked) > SWAPS
+    assert len(windows) == swaps
+    assert len(load.asked) > swaps
     assert len(seen) > VERSIONS
     assert len(world.local_copies("orders")) <= 3

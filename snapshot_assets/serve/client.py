@@ -1,0 +1,102 @@
+"""How a reload job, or any other program, asks a node what it serves and tells it to refresh."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from snapshot_assets.errors import ConfigurationError, NodeUnavailable
+from snapshot_assets.serve.errors import from_flight
+
+__all__ = ["NodeClient"]
+
+
+class NodeClient:
+    """A control client of one reader node. A context manager; safe to use from several threads.
+
+    Args:
+        endpoint: the node's Flight URL, `grpc://host:port` or `grpc+tls://host:port`.
+        token: a control token; a query token is enough for `status`.
+        tls_ca: the certificates to trust, as a PEM file; the system's, when it is left out.
+        timeout: seconds that an answer may take, beyond what is waited for.
+
+    Raises:
+        ConfigurationError: the endpoint is no Flight URL, or the certificates can not be read.
+    """
+
+    def __init__(
+        self, endpoint: str, token: str | None = None, *, tls_ca: Path | None = None, timeout: float = 60.0
+    ) -> None:
+        self.endpoint = endpoint
+        self._timeout = timeout
+        self._headers = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
+        options: dict[str, Any] = {}
+        try:
+            if tls_ca is not None:
+                options["tls_root_certs"] = tls_ca.read_bytes()
+            self._client = fl.connect(endpoint, **options)
+        except (pa.ArrowException, fl.FlightError, OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{endpoint!r} can not be used as a reader node's endpoint: {error}",
+                hint="Write it as grpc://host:port or grpc+tls://host:port.",
+            ) from error
+
+    def status(self) -> dict[str, Any]:
+        """What the node serves: `ready`, `missing`, and the status of each dataset under `datasets`.
+
+        Raises:
+            NodeUnavailable: the node does not answer.
+            TokenRefused: the token does not admit to it.
+        """
+        return self._act("status", b"", self._timeout)
+
+    def refresh(
+        self, dataset: str, at_least_generation: int | None = None, wait: float | None = None
+    ) -> dict[str, Any]:
+        """Have the node look for a newer generation of a dataset now.
+
+        Args:
+            dataset: the dataset.
+            at_least_generation: the generation that the caller knows of.
+            wait: seconds to look again while the node is below that generation.
+
+        Returns:
+            the fields of a `RefreshResult`, and `reached`: whether what is served is at least that generation.
+
+        Raises:
+            NodeUnavailable: the node does not answer.
+            TokenRefused: the token does not admit to it.
+            SnapshotAssetsError: what the refresh failed with on the node, which goes on serving what it had.
+        """
+        body = {"dataset": dataset, "at_least_generation": at_least_generation, "wait": wait}
+        return self._act("refresh", json.dumps(body).encode(), self._timeout + (wait or 0.0))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _act(self, action: str, body: bytes, timeout: float) -> dict[str, Any]:
+        options = fl.FlightCallOptions(timeout=timeout, headers=self._headers)
+        try:
+            results = list(self._client.do_action(fl.Action(action, body), options))
+            answer = json.loads(results[0].body.to_pybytes())
+        except fl.FlightError as error:
+            raise from_flight(error) from error
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+            raise NodeUnavailable(f"what answers at {self.endpoint} is no reader node: {error}") from error
+        if not isinstance(answer, dict):
+            raise NodeUnavailable(f"what answers at {self.endpoint} is no reader node: {answer!r}")
+        return answer

@@ -1,0 +1,343 @@
+"""A reader node: one process that follows datasets and answers SQL about them."""
+
+from __future__ import annotations
+
+import atexit
+import ipaddress
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Self
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from snapshot_assets import __version__
+from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError
+from snapshot_assets.ids import check_dataset_name
+from snapshot_assets.serve.control import Control, ServedReader
+from snapshot_assets.serve.flight import FlightSqlServer
+from snapshot_assets.serve.http import HttpServer, health_app
+from snapshot_assets.serve.queries import Limits, Queries
+from snapshot_assets.serve.sessions import check_locked
+from snapshot_assets.serve.tokens import AccessRules
+
+__all__ = ["NodeSettings", "ReaderNode", "run_node"]
+
+_logger = logging.getLogger(__name__)
+
+_FIRST_RETRY_SECONDS = 1.0
+_LONGEST_RETRY_SECONDS = 30.0
+_FLIGHT_STOP_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """How a node serves.
+
+    Args:
+        host: the address to bind; any other than loopback needs a token file.
+        port: of Flight SQL; 0 takes a free one.
+        http_port: of `/healthz` and `/readyz`; 0 takes a free one.
+        token_file: the tokens that admit to queries, one a line.
+        control_token_file: the tokens that admit to control. Without it, whoever may query a loopback node may control
+            it, and nobody may control another.
+        max_rows: rows of one result; more is an error. None: no limit.
+        query_timeout: seconds from the start of a query until the client has its last row. None: no limit.
+        max_concurrency: how many queries run, or wait to be fetched, at once.
+        queue_timeout: seconds that a query waits for a place before it is told to retry.
+        fetch_timeout: seconds until a result that nobody fetches, or goes on fetching, is thrown away.
+        memory_limit: of the DuckDB instance that queries run in, such as `4GB`; DuckDB's own when left out.
+        threads: of that instance; all cores when left out.
+        tls_cert: the certificate chain of both ports, as a PEM file.
+        tls_key: its key.
+        stop_timeout: seconds that running queries have when the node stops.
+
+    Raises:
+        ConfigurationError: a value is out of range, or one of the TLS files is given without the other.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8815
+    http_port: int = 8816
+    token_file: Path | None = None
+    control_token_file: Path | None = None
+    max_rows: int | None = None
+    query_timeout: float | None = 300.0
+    max_concurrency: int = 16
+    queue_timeout: float = 5.0
+    fetch_timeout: float = 60.0
+    memory_limit: str | None = None
+    threads: int | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    stop_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_rows", 1), ("max_concurrency", 1), ("threads", 1), ("port", 0), ("http_port", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigurationError(f"{name} is {value}; {least} is the least")
+        for name in ("query_timeout", "queue_timeout", "fetch_timeout", "stop_timeout"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigurationError(f"{name} is {value}; it takes seconds from 0")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigurationError("tls_cert and tls_key belong together, and one is missing")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the node."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def catalog_config(self) -> dict[str, str | int | bool]:
+        """What the reader's `catalog_config` needs, so that the limits hold for the sessions that queries run in."""
+        config: dict[str, str | int | bool] = {}
+        if self.memory_limit is not None:
+            config["memory_limit"] = self.memory_limit
+        if self.threads is not None:
+            config["threads"] = self.threads
+        return config
+
+    @property
+    def limits(self) -> Limits:
+        """What queries may take."""
+        return Limits(
+            max_concurrency=self.max_concurrency,
+            queue_timeout=self.queue_timeout,
+            query_timeout=self.query_timeout,
+            fetch_timeout=self.fetch_timeout,
+            max_rows=self.max_rows,
+        )
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The certificate chain and its key."""
+        return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
+
+
+class ReaderNode:
+    """Flight SQL, control actions and health around a reader. A context manager.
+
+    The reader is not closed with the node: whoever made it closes it after.
+
+    Args:
+        reader: what follows the datasets. Its catalogue's sessions are to be made with `settings.catalog_config`.
+        datasets: what is served.
+        settings: how.
+
+    Raises:
+        ConfigurationError: nothing would be served, or the node would be open to other machines without a token.
+    """
+
+    def __init__(self, reader: ServedReader, datasets: Sequence[str], settings: NodeSettings | None = None) -> None:
+        self.settings = settings or NodeSettings()
+        if not datasets:
+            raise ConfigurationError("the node has no datasets to serve", hint="Name at least one with --dataset.")
+        self.datasets = tuple(dict.fromkeys(check_dataset_name(name) for name in datasets))
+        self._reader = reader
+        self._rules = AccessRules(
+            token_file=self.settings.token_file,
+            control_token_file=self.settings.control_token_file,
+            loopback=self.settings.is_loopback,
+        )
+        self._control = Control(reader, self.datasets)
+        self._stopping = threading.Event()
+        self._stopped = threading.Event()
+        self._stop_lock = threading.Lock()
+        self._first_attempts = threading.Semaphore(0)
+        self._queries: Queries | None = None
+        self._flight: FlightSqlServer | None = None
+        self._http: HttpServer | None = None
+        self.is_held_open = False
+        """After `stop`: whether a client that reads nothing still holds a call open."""
+
+    def start(self) -> Self:
+        """Listen, then follow every dataset; returns when each was tried once.
+
+        A dataset that can not be loaded is tried again in the background, and `/readyz` names it until it is.
+
+        Raises:
+            ConfigurationError: a port is taken, the TLS files can not be used, or the catalogue's sessions are open.
+        """
+        settings = self.settings
+        try:
+            check_locked(self._reader.catalog)
+            self._queries = Queries(self._reader.catalog, settings.limits)
+            self._flight = self._listen(self._queries)
+            app = health_app(self._control.missing, self._stopping.is_set)
+            self._http = HttpServer(app, settings.host, settings.http_port, settings.tls)
+        except BaseException:
+            self.stop()
+            raise
+        for name in self.datasets:
+            # daemons: a first fetch that takes long must not keep a stopped process alive
+            threading.Thread(target=self._follow, args=(name,), name=f"follow {name}", daemon=True).start()
+        for _ in self.datasets:
+            while not self._stopping.is_set() and not self._first_attempts.acquire(timeout=0.2):
+                pass
+        return self
+
+    @property
+    def flight_url(self) -> str:
+        """Where Flight SQL clients connect to."""
+        if self._flight is None:
+            raise ConfigurationError("the node was not started", hint="Call start().")
+        scheme = "grpc" if self.settings.tls is None else "grpc+tls"
+        return f"{scheme}://{_in_url(self.settings.host)}:{self._flight.port}"
+
+    @property
+    def http_url(self) -> str:
+        """Where `/healthz` and `/readyz` are."""
+        if self._http is None:
+            raise ConfigurationError("the node was not started", hint="Call start().")
+        scheme = "http" if self.settings.tls is None else "https"
+        return f"{scheme}://{_in_url(self.settings.host)}:{self._http.port}"
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """The datasets that are not loaded, and why."""
+        return self._control.missing()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the node has stopped; tells whether it has."""
+        return self._stopped.wait(timeout)
+
+    def request_stop(self) -> None:
+        """Not ready from now on; whoever waits for the request stops the node. May be called by a signal handler."""
+        self._stopping.set()
+
+    def wait_for_request(self) -> None:
+        """Wait until somebody wants the node to stop."""
+        self._stopping.wait()
+
+    def stop(self) -> None:
+        """Not ready any more; finish what runs within `stop_timeout`, stop the rest, and end. Safe to call twice."""
+        self._stopping.set()
+        with self._stop_lock:
+            if self._queries is not None:
+                self._queries.stop(self.settings.stop_timeout)
+            if self._flight is not None:
+                self.is_held_open = not self._shut_down(self._flight)
+                self._flight = None
+            if self._http is not None:
+                self._http.stop()
+                self._http = None
+            self._stopped.set()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _listen(self, queries: Queries) -> FlightSqlServer:
+        settings = self.settings
+        scheme = "grpc+tcp" if settings.tls is None else "grpc+tls"
+        try:
+            return FlightSqlServer(
+                f"{scheme}://{_in_url(settings.host)}:{settings.port}",
+                queries=queries,
+                control=self._control,
+                rules=self._rules,
+                datasets=self.datasets,
+                version=__version__,
+                tls=settings.tls,
+            )
+        except (pa.ArrowException, fl.FlightError, OSError) as error:
+            raise ConfigurationError(
+                f"Flight SQL can not listen on {settings.host} port {settings.port}: {error}"
+            ) from error
+
+    def _follow(self, name: str) -> None:
+        pause = _FIRST_RETRY_SECONDS
+        tried = False
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._reader.follow(name)
+                    return
+                except SnapshotAssetsError as error:
+                    _logger.warning("dataset %s could not be loaded: %s: %s", name, error.kind, error)
+                except Exception:
+                    _logger.exception("dataset %s could not be loaded", name)
+                if not tried:
+                    tried = True
+                    self._first_attempts.release()
+                self._stopping.wait(pause)
+                pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
+        finally:
+            if not tried:
+                self._first_attempts.release()
+
+    @staticmethod
+    def _shut_down(flight: FlightSqlServer) -> bool:
+        # it waits for its calls, and a client that reads nothing could hold one for ever
+        ending = threading.Thread(target=flight.shutdown, name="snapshot-assets-flight-stop", daemon=True)
+        ending.start()
+        ending.join(_FLIGHT_STOP_SECONDS)
+        return not ending.is_alive()
+
+
+def _end_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def run_node(
+    reader: ServedReader, datasets: Sequence[str], settings: NodeSettings | None = None, *, out: IO[str] | None = None
+) -> None:
+    """Run a node in the main thread until SIGTERM or SIGINT, then stop it in order.
+
+    When every dataset was tried once, one line of JSON goes to `out` (standard output): `flight`, `http`, `pid`,
+    `ready` and `missing`.
+
+    Raises:
+        ConfigurationError: as `ReaderNode`.
+    """
+    node = ReaderNode(reader, datasets, settings)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        node.request_stop()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with node:
+            missing = node.missing
+            line = {
+                "flight": node.flight_url,
+                "http": node.http_url,
+                "pid": os.getpid(),
+                "ready": not missing,
+                "missing": missing,
+            }
+            print(json.dumps(line), file=out or sys.stdout, flush=True)
+            node.wait_for_request()
+        if node.is_held_open:
+            _logger.warning("a client that reads nothing holds a call open; it is cut off")
+            # such a call would keep the interpreter from ending, after everything else has been released
+            atexit.register(_end_at_once)
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
