@@ -19,7 +19,6 @@ from snapshot_assets.errors import (
     SnapshotDamaged,
 )
 from snapshot_assets.failpoints import REFRESH_AFTER_STATE, REFRESH_AFTER_SWAP, Failpoints
-from snapshot_assets.ids import new_ulid
 from snapshot_assets.model.head import Head, SnapshotEntry, Status
 from snapshot_assets.model.schema import TableSchema
 from snapshot_assets.reader.data_dir import disk_errors
@@ -289,7 +288,8 @@ class FollowedDataset:
     def _serve(self, copy: LocalCopy, generation: int) -> Serving:
         """Open a local copy, whose use passes on from the caller, try it, and swap to it."""
         try:
-            pool = open_copy(self._parts.registry, copy, self._parts.spill / new_ulid())
+            # By the copy's name: DuckDB takes a copy that still drains for the same instance, and asks for the same settings.
+            pool = open_copy(self._parts.registry, copy, self._parts.spill / copy.name)
         except BaseException:
             self.folder.give_back(copy.name)
             raise
