@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -342,6 +343,7 @@ def main(arguments: Sequence[str]) -> int:
     home = Path(tempfile.mkdtemp(prefix="snapshot-assets-demo-"))
     # Dagster tells every step of a run on the console; a run that fails raises here anyway.
     logging.disable(logging.ERROR)
+    warnings.simplefilter("ignore", dg.BetaWarning)
     try:
         report = _run(home, console)
     finally:

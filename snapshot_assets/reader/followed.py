@@ -288,7 +288,7 @@ class FollowedDataset:
     def _serve(self, copy: LocalCopy, generation: int) -> Serving:
         """Open a local copy, whose use passes on from the caller, try it, and swap to it."""
         try:
-            # By the copy's name: DuckDB takes a copy that still drains for the same instance, and asks for the same settings.
+            # By the copy's name: a copy that still drains is the same DuckDB instance, and must have the same settings.
             pool = open_copy(self._parts.registry, copy, self._parts.spill / copy.name)
         except BaseException:
             self.folder.give_back(copy.name)
