@@ -21,6 +21,8 @@ _MIB: Final = 1024 * 1024
 _BENCHMARKS: Final[Mapping[str, str]] = {
     "p1": "publishing",
     "p3": "publishing",
+    "p4": "fetching",
+    "p5": "fetching",
     "p8": "reading",
     "p9": "reading",
     "p13": "starting",

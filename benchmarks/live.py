@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import duckdb
 
-__all__ = ["build_duckdb", "build_sqlite"]
+__all__ = ["BUILDERS", "build_duckdb", "build_sqlite"]
 
 _DUCKDB_ROW_BYTES = 34
 _SQLITE_ROW_BYTES = 76
@@ -38,3 +39,7 @@ def build_sqlite(path: Path, size: int) -> Path:
         )
     con.close()
     return path
+
+
+BUILDERS: Mapping[str, Callable[[Path, int], Path]] = {"duckdb": build_duckdb, "sqlite": build_sqlite}
+"""For each engine what builds a live database of a size."""

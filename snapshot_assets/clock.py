@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import timedelta
 from typing import Protocol
 
-__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock"]
+from snapshot_assets.errors import ConfigurationError
+
+__all__ = ["SYSTEM_CLOCK", "Clock", "SystemClock", "in_seconds"]
 
 
 class Clock(Protocol):
@@ -36,3 +39,15 @@ class SystemClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+def in_seconds(name: str, duration: float | timedelta) -> float:
+    """A duration, given in seconds or as a `timedelta`, in seconds.
+
+    Raises:
+        ConfigurationError: it is neither, or below zero, or without end.
+    """
+    seconds: object = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        raise ConfigurationError(f"{name} is {duration!r}; it takes seconds from zero, or a timedelta")
+    return float(seconds)

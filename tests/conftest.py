@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -26,3 +27,15 @@ def s3_url(s3_server: S3Server) -> str:
 def s3_options(s3_server: S3Server) -> dict[str, str]:
     """The options with which `s3_url` opens."""
     return s3_server.options
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Lets no file of this process grow beyond a number of bytes, as on a disk without room; -1 takes that back."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size < 0 else size, before[1]))
+
+    yield limit
+    limit(-1)

@@ -154,8 +154,9 @@ def _check_free(folder: Path) -> None:
 def _restore(objects: Store, content: Content, folder: Path, on_progress: Callable[[int], None]) -> Restored:
     """Build the files beside their place, then give them their name in one durable step."""
     from snapshot_assets.content.restore import restore_files
+    from snapshot_assets.durable import sync_folder
     from snapshot_assets.ids import new_ulid
-    from snapshot_assets.reader.data_dir import BUILDING, remove_folder, sync_folder
+    from snapshot_assets.reader.data_dir import BUILDING, remove_folder
 
     parent = folder.absolute().parent
     building = parent / f"{BUILDING}{new_ulid()}"

@@ -44,7 +44,7 @@ def read_columns(data: bytes | memoryview, schema: pa.Schema, rows: int, *, file
             for batch in batches:
                 column += _values(batch.column(position), field.type)
             columns.append(column)
-    except (pa.ArrowException, ValueError, OSError, MemoryError, TypeError, struct.error) as error:
+    except (pa.ArrowException, ValueError, OSError, MemoryError, TypeError, StopIteration, struct.error) as error:
         raise ArrowDamaged(f"not the Arrow table that it should be: {error}") from error
     return columns
 
@@ -57,6 +57,9 @@ def _read_batches(data: pa.Buffer, schema: pa.Schema, rows: int, *, file: bool) 
         data = data[8:]
     messages = pa.ipc.MessageReader.open_stream(data)
     first = messages.read_next_message()
+    if first.type != "schema":
+        # The library would read the header of any message as if it were a schema, wherever that leads.
+        raise ArrowDamaged(f"it begins with a {first.type} message")
     found = pa.ipc.read_schema(first)
     if [(field.name, field.type) for field in found] != [(field.name, field.type) for field in schema]:
         raise ArrowDamaged("its columns are not those of the format")

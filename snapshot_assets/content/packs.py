@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final
 
 from snapshot_assets.content.frames import MAX_PACK_BYTES
+from snapshot_assets.content.segments import new_buffer
 from snapshot_assets.errors import ConfigurationError
 from snapshot_assets.store.contract import Store
 
@@ -17,14 +18,13 @@ __all__ = ["PackUploads"]
 
 _UPLOADS: Final = 2
 _MAX_PACKS: Final = 65_536
-_HELD_BYTES: Final = 2 * MAX_PACK_BYTES
 
 
 class PackUploads:
     """Takes frames in order and uploads them as packs; the frames of one publish always give the same packs.
 
-    A context manager: leaving it waits for the uploads that are under way, also after an error. At most 128 MiB of
-    packs are held in memory, whatever the store's pace.
+    A context manager: leaving it waits for the uploads that are under way, also after an error. At most two packs
+    (128 MiB) are held in memory, whatever the store's pace: filling one takes little of the time of an upload.
 
     Args:
         objects: the store.
@@ -38,10 +38,11 @@ class PackUploads:
         self._on_pack = on_pack
         self._pool = ThreadPoolExecutor(_UPLOADS, thread_name_prefix="packs")
         self._turn = threading.Lock()
-        self._filling = bytearray()
+        # Buffers are used again and again: fresh memory costs about as much as filling it.
+        self._buffers = [new_buffer(MAX_PACK_BYTES) for _ in range(_UPLOADS)]
+        self._filled = 0
         self._number = 0
-        self._under_way: deque[tuple[int, Future[None]]] = deque()
-        self._held = 0
+        self._under_way: deque[tuple[memoryview, Future[None]]] = deque()
         self.sizes: dict[str, int] = {}
 
     def __enter__(self) -> PackUploads:
@@ -52,7 +53,7 @@ class PackUploads:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def append(self, stored: bytes) -> tuple[int, int]:
+    def append(self, stored: bytes | memoryview) -> tuple[int, int]:
         """Put a frame into a pack.
 
         Returns:
@@ -61,41 +62,42 @@ class PackUploads:
         Raises:
             ConfigurationError: the publish would need more packs than the format can count.
         """
-        if len(self._filling) + len(stored) > MAX_PACK_BYTES:
+        if self._filled + len(stored) > MAX_PACK_BYTES:
             self._close()
-        while self._under_way and self._held + len(self._filling) + len(stored) > _HELD_BYTES:
+        if not self._buffers:
             self._settle_oldest()
         if self._number >= _MAX_PACKS:
             raise ConfigurationError(
                 f"one publish would write more than {_MAX_PACKS} packs of 64 MiB",
                 hint="Split the dataset: the store format holds 4 TiB of new data a publish.",
             )
-        offset = len(self._filling)
-        self._filling += stored
+        offset = self._filled
+        self._filled += len(stored)
+        self._buffers[-1][offset : self._filled] = stored
         return self._number, offset
 
     def finish(self) -> None:
         """Upload the last pack and wait until all are there."""
-        if self._filling:
+        if self._filled:
             self._close()
         while self._under_way:
             self._settle_oldest()
 
     def _close(self) -> None:
-        pack, self._filling = self._filling, bytearray()
+        buffer = self._buffers.pop()
         key = self._key(self._number)
-        self.sizes[key] = len(pack)
-        self._held += len(pack)
+        self.sizes[key] = self._filled
+        self._under_way.append((buffer, self._pool.submit(self._upload, key, buffer[: self._filled])))
         self._number += 1
-        self._under_way.append((len(pack), self._pool.submit(self._upload, key, pack)))
+        self._filled = 0
 
-    def _upload(self, key: str, pack: bytearray) -> None:
+    def _upload(self, key: str, pack: memoryview) -> None:
         self._objects.upload(key, pack)
         if self._on_pack is not None:
             with self._turn:
                 self._on_pack()
 
     def _settle_oldest(self) -> None:
-        size, upload = self._under_way.popleft()
+        buffer, upload = self._under_way.popleft()
         upload.result()
-        self._held -= size
+        self._buffers.append(buffer)

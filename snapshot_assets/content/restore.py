@@ -23,7 +23,8 @@ from snapshot_assets.content.index import (
 from snapshot_assets.content.segments import ScratchBuffers, chunk_lengths, in_order
 from snapshot_assets.content.snapshot import Content
 from snapshot_assets.content.tables import PackReader, TableFolder, fetch_tables, read_cost
-from snapshot_assets.content.targets import TargetFiles, sync_folder, write_synced
+from snapshot_assets.content.targets import TargetFiles, disk_full_is_typed
+from snapshot_assets.durable import sync_folder, write_synced
 from snapshot_assets.store.contract import Store
 
 __all__ = ["INDEX_FILE", "Donor", "Restored", "restore_files"]
@@ -221,6 +222,7 @@ class _Restore:
         fetched = fetch_tables(
             self._packs, self._tables, [place for place in lacking if not self._donors.give_table(place, self._tables)]
         )
-        write_synced(self._index_folder / INDEX_FILE, self._content.index_bytes)
-        sync_folder(self._index_folder)
+        with disk_full_is_typed(self._index_folder):
+            write_synced(self._index_folder / INDEX_FILE, self._content.index_bytes)
+            sync_folder(self._index_folder)
         return fetched

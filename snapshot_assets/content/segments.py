@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import threading
 from collections import deque
@@ -29,6 +30,7 @@ __all__ = [
     "content_digest",
     "hash_files",
     "in_order",
+    "new_buffer",
     "open_staged",
     "read_into",
     "segment_count",
@@ -114,8 +116,13 @@ class ScratchBuffers(threading.local):
     def take(self, length: int) -> memoryview:
         """The first `length` bytes of this thread's buffer."""
         if self._buffer is None:
-            self._buffer = memoryview(bytearray(MAX_SEGMENT_BYTES))
+            self._buffer = new_buffer(MAX_SEGMENT_BYTES)
         return self._buffer[:length]
+
+
+def new_buffer(length: int) -> memoryview:
+    """Memory to be written to; what is never written to costs nothing."""
+    return memoryview(mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 @contextmanager

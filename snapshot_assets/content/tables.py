@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -28,6 +29,9 @@ _BATCH_BYTES: Final = 8 * 1024 * 1024
 _BATCH_FRAMES: Final = 256
 _FETCHERS: Final = 4
 _GAP_BYTES: Final = 1024 * 1024
+_STALE_SECONDS: Final = 3600.0
+
+_log = logging.getLogger(__name__)
 
 
 class PackReader:
@@ -83,7 +87,8 @@ class TableFolder:
     """A local folder of chunk tables as they are stored, each behind a digest of its own.
 
     A table never changes and has the name of its place, so several folders may share a file by a link. One that is torn
-    or rotten counts as absent.
+    or rotten, or can not be read, counts as absent. The folder only saves reads of the store: what goes wrong with it
+    is logged and never raised, and after a write that failed no more are tried.
 
     Args:
         path: made when the first table is written.
@@ -91,12 +96,13 @@ class TableFolder:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._refused = False
 
     def read(self, place: Location) -> bytes | None:
         """The stored bytes of a table, or nothing."""
         try:
             content = self._file(place).read_bytes()
-        except FileNotFoundError:
+        except OSError:
             return None
         stored = content[_DIGEST_BYTES:]
         return stored if blake3(stored).digest() == content[:_DIGEST_BYTES] else None
@@ -112,37 +118,48 @@ class TableFolder:
             return None
 
     def write(self, place: Location, stored: bytes | memoryview) -> None:
-        """Keep a table."""
-        self._path.mkdir(parents=True, exist_ok=True)
+        """Keep a table, if the disk lets it."""
+        if self._refused:
+            return
         temporary = self._path / f".{new_ulid()}"
-        with temporary.open("xb") as file:
-            file.write(blake3(stored).digest())
-            file.write(stored)
-        temporary.replace(self._file(place))
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("xb") as file:
+                    file.write(blake3(stored).digest())
+                    file.write(stored)
+                temporary.replace(self._file(place))
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            self._refused = True
+            _log.warning(
+                "chunk tables can not be kept in %s, so the store is asked for them again: %s", self._path, error
+            )
 
     def adopt(self, place: Location, other: TableFolder) -> bool:
         """Take a table over from another folder, by a link where the file system allows it; tell whether it had it."""
-        if other.read(place) is None:
+        stored = other.read(place)
+        if stored is None:
             return False
-        self._path.mkdir(parents=True, exist_ok=True)
-        source, target = other._file(place), self._file(place)
         try:
-            os.link(source, target)
-        except FileExistsError:
-            return True
+            self._path.mkdir(parents=True, exist_ok=True)
+            os.link(other._file(place), self._file(place))
         except OSError:
-            shutil.copyfile(source, target)
+            # What stands there already may be torn.
+            self.write(place, stored)
         return True
 
     def keep_only(self, places: Iterable[Location]) -> None:
-        """Remove every other table, and what an interrupted write left."""
-        if not self._path.is_dir():
-            return
+        """Remove every other table, and what an interrupted write left; what another process is writing stays."""
         kept = {self._file(place).name for place in places}
-        for file in self._path.iterdir():
-            if file.name not in kept and (file.suffix == _SUFFIX or file.name.startswith(".")):
-                with contextlib.suppress(FileNotFoundError):
-                    file.unlink()
+        oldest = time.time() - _STALE_SECONDS
+        with contextlib.suppress(OSError):
+            for file in list(self._path.iterdir()):
+                with contextlib.suppress(OSError):
+                    is_left = file.name.startswith(".") and file.stat().st_mtime < oldest
+                    if is_left or (file.suffix == _SUFFIX and file.name not in kept):
+                        file.unlink()
 
     def _file(self, place: Location) -> Path:
         return self._path / f"{place.operation}-{place.pack:04d}-{place.offset}{_SUFFIX}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from snapshot_assets.durable import is_full, sync_folder
 from snapshot_assets.errors import DiskFull, PathOutsideAnchor
 from snapshot_assets.model.manifest import FileEntry
 
-__all__ = ["TargetFiles", "sync_folder", "write_synced"]
+__all__ = ["TargetFiles", "disk_full_is_typed"]
 
 _SYNCERS: Final = 8
 
@@ -41,7 +41,7 @@ class TargetFiles:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folders = [self._folder, *sorted({self._folder / part for part in self._parents()})]
-        with _disk_full_is_typed(self._folder):
+        with disk_full_is_typed(self._folder):
             for inner in self._folders[1:]:
                 inner.mkdir(exist_ok=True)
                 if not stat.S_ISDIR(inner.lstat().st_mode):
@@ -60,7 +60,7 @@ class TargetFiles:
         Raises:
             DiskFull: there is no room.
         """
-        with _disk_full_is_typed(self._folder), self._open(number) as descriptor:
+        with disk_full_is_typed(self._folder), self._open(number) as descriptor:
             _write_all(descriptor, offset, plain)
             _begin_writing_out(descriptor, offset, len(plain))
 
@@ -71,11 +71,11 @@ class TargetFiles:
             DiskFull: there is no room.
         """
         done = 0
-        with _disk_full_is_typed(self._folder), self._open(number) as descriptor:
+        with disk_full_is_typed(self._folder), self._open(number) as descriptor:
             try:
                 done = _copy_all(source, source_offset, descriptor, offset, len(plain))
             except OSError as error:
-                if error.errno in _NO_ROOM:
+                if is_full(error):
                     raise
             _write_all(descriptor, offset + done, plain[done:])
             _begin_writing_out(descriptor, offset, len(plain))
@@ -91,7 +91,7 @@ class TargetFiles:
             finally:
                 os.close(descriptor)
 
-        with _disk_full_is_typed(self._folder), ThreadPoolExecutor(_SYNCERS, thread_name_prefix="sync") as pool:
+        with disk_full_is_typed(self._folder), ThreadPoolExecutor(_SYNCERS, thread_name_prefix="sync") as pool:
             for _ in pool.map(settle, self._files):
                 pass
             for inner in reversed(self._folders):
@@ -113,15 +113,17 @@ class TargetFiles:
             os.close(descriptor)
 
 
-_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT}
-
-
 @contextmanager
-def _disk_full_is_typed(folder: Path) -> Iterator[None]:
+def disk_full_is_typed(folder: Path) -> Iterator[None]:
+    """Turn a full disk into its typed error.
+
+    Raises:
+        DiskFull: the body ran out of room.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if is_full(error):
             raise DiskFull(f"there is no room left for the snapshot in {folder}") from error
         raise
 
@@ -154,24 +156,3 @@ def _copy_all(source: Path, source_offset: int, target: int, offset: int, length
     finally:
         os.close(descriptor)
     return done
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and make its content durable.
-
-    Raises:
-        DiskFull: there is no room.
-    """
-    with _disk_full_is_typed(path.parent), path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -109,11 +109,12 @@ def store_content(
     with (
         PackUploads(objects, partial(pack_key, dataset, incarnation, operation), on_pack) as packs,
         ThreadPoolExecutor(_THREADS, thread_name_prefix="prepare") as pool,
-        closing(in_order(pool, preparer.prepare, _batches(plan.new), ahead=_THREADS + 1)) as batches,
+        closing(in_order(pool, preparer.prepare, _batches(plan.new), ahead=_THREADS)) as batches,
     ):
         for batch in batches:
-            for prepared in batch:
+            for prepared in batch.segments:
                 writer.write(prepared, packs)
+            preparer.written(batch)
         packs.finish()
     if base is not None:
         for segment in released:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from snapshot_assets.durable import is_full
 from snapshot_assets.errors import CaptureError, LiveDatabaseMissing, UnsupportedLiveDatabase
 
 __all__ = ["FileCopy", "copy_live_file", "read_live_header", "size_of_live_file"]
@@ -133,6 +134,6 @@ def _failure(live: Path, target: Path | None, answer: dict[str, object]) -> Capt
             return LiveDatabaseMissing(f"{live} vanished while it was captured")
         return CaptureError(f"{live} can not be read: {message}", hint="Let this process read the live database.")
     hint = "Give the publisher a writable staging folder."
-    if code in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+    if isinstance(code, int) and is_full(OSError(code, message)):
         hint = "Free disk space, or give the publisher a larger staging folder."
     return CaptureError(f"the staged copy {target} can not be written: {message}", hint=hint)

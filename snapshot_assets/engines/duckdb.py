@@ -14,6 +14,7 @@ import duckdb
 from snapshot_assets.engines.contract import Captured, StagedFile, VerifyLevel
 from snapshot_assets.engines.copying import copy_live_file, read_live_header
 from snapshot_assets.engines.duckdb_pool import READER_CONFIG, DuckDBPool
+from snapshot_assets.engines.sql import quoted
 from snapshot_assets.engines.tables import check_tables, chosen_tables, the_only_file
 from snapshot_assets.errors import (
     CaptureError,
@@ -71,7 +72,7 @@ class DuckDBEngine:
 
     @contextmanager
     def connect_live(self, dataset: Dataset) -> Iterator[duckdb.DuckDBPyConnection]:
-        live = dataset.path.resolve()
+        live = dataset.real_path
         live.parent.mkdir(parents=True, exist_ok=True)
         if live.exists():
             _check_magic(dataset)
@@ -79,7 +80,7 @@ class DuckDBEngine:
             yield connection
 
     def capture(self, dataset: Dataset, staging: Path, *, timeout: float) -> Captured:
-        live = dataset.path.resolve()
+        live = dataset.real_path
         path = f"{dataset.name}.duckdb"
         deadline = time.monotonic() + timeout
         _check_magic(dataset)
@@ -162,7 +163,7 @@ def _logs(live: Path) -> list[Path]:
 
 def _check_magic(dataset: Dataset) -> None:
     """Look at the file's first bytes, for DuckDB would open other formats by fetching an extension."""
-    header = read_live_header(dataset.path.resolve(), _MAGIC_AT + len(_MAGIC))
+    header = read_live_header(dataset.real_path, _MAGIC_AT + len(_MAGIC))
     if header[_MAGIC_AT:] != _MAGIC:
         raise UnsupportedLiveDatabase(f"{dataset.path} is not a DuckDB database", dataset=dataset.name)
 
@@ -259,4 +260,4 @@ class _Copy:
         self._connection.execute(f"select bit_xor(hash(columns(*))) from {self._quoted(name)}").fetchall()
 
     def _quoted(self, name: str) -> str:
-        return ".".join('"' + part.replace('"', '""') + '"' for part in self.tables[name])
+        return ".".join(map(quoted, self.tables[name]))

@@ -9,7 +9,7 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
-from snapshot_assets.errors import ReadOnlyDataset, SnapshotDamaged
+from snapshot_assets.errors import ReaderError, ReadOnlyDataset, SnapshotDamaged
 
 __all__ = ["READER_CONFIG", "DuckDBPool"]
 
@@ -21,6 +21,9 @@ READER_CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
 """No Python variable becomes a table, and no query fetches an extension from the network."""
 
 _READ_ONLY_MODE: Final = "attached in read-only mode"
+
+_DAMAGE: Final = ("Corrupt database file", "Could not read enough bytes")
+"""In the message of every error that DuckDB finds a database file to be damaged with."""
 
 
 class DuckDBPool:
@@ -34,7 +37,8 @@ class DuckDBPool:
         scratch: a folder for what does not fit in memory, for this instance alone; without it, nothing is spilled.
 
     Raises:
-        SnapshotDamaged: DuckDB does not open it.
+        SnapshotDamaged: the file is missing, or not a whole DuckDB database any more.
+        ReaderError: DuckDB does not open it for a reason that is not in the file.
     """
 
     def __init__(self, path: Path, dataset: str, scratch: Path | None = None) -> None:
@@ -44,7 +48,12 @@ class DuckDBPool:
         try:
             self._instance = duckdb.connect(str(path), read_only=True, config=config)
         except duckdb.Error as error:
-            raise SnapshotDamaged(f"DuckDB does not open the local copy {path}: {error}", dataset=dataset) from error
+            what = f"DuckDB does not open the local copy {path}: {error}"
+            if _is_damage(error, path):
+                raise SnapshotDamaged(what, dataset=dataset) from error
+            raise ReaderError(
+                what, hint="The copy itself may be whole: see what this process lacks, then try again.", dataset=dataset
+            ) from error
         self.acquire = self._instance.cursor
 
     def release(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -74,3 +83,19 @@ class DuckDBPool:
 
     def close(self) -> None:
         self._instance.close()
+
+
+def _is_damage(error: duckdb.Error, path: Path) -> bool:
+    """Whether a file that DuckDB refused is the reason; a good copy must not be thrown away for another one."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(12)[8:]
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return (
+        magic != b"DUCK"
+        or isinstance(error, duckdb.SerializationException)
+        or any(words in str(error) for words in _DAMAGE)
+    )

@@ -7,10 +7,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from snapshot_assets.durable import is_full
 from snapshot_assets.errors import CaptureError, LiveDatabaseBusy
+from snapshot_assets.paths import real_path
 
 __all__ = ["gate_path", "write_gate"]
 
@@ -18,8 +20,12 @@ _POLL_SECONDS = 0.02
 
 
 def gate_path(live: Path) -> Path:
-    """The lock file of a live database; the same one for every name that leads to the database."""
-    return Path(os.path.realpath(live) + ".snapshot-assets.lock")
+    """The lock file of a live database; the same one for every name that leads to the database.
+
+    Raises:
+        ConfigurationError: the path leads nowhere.
+    """
+    return Path(f"{real_path(live)}.snapshot-assets.lock")
 
 
 @contextmanager
@@ -36,29 +42,40 @@ def write_gate(live: Path, *, timeout: float | None = None, dataset: str | None 
 
     Raises:
         LiveDatabaseBusy: somebody else held it for `timeout` seconds.
-        CaptureError: the lock file can not be made.
+        CaptureError: the lock file can not be made, locked or written.
+        ConfigurationError: the path leads nowhere.
     """
     lock = gate_path(live)
-    try:
+    with _errors_of(lock, dataset):
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise CaptureError(
-            f"the write gate {lock} can not be opened: {error.strerror}",
-            hint="Make the folder of the live database writable.",
-            dataset=dataset,
-        ) from error
     try:
-        _lock(descriptor, lock, live, timeout, dataset)
+        with _errors_of(lock, dataset):
+            _lock(descriptor, lock, live, timeout, dataset)
         try:
-            _sign(descriptor, {"pid": os.getpid(), "dataset": dataset})
+            with _errors_of(lock, dataset):
+                _sign(descriptor, {"pid": os.getpid(), "dataset": dataset})
             yield
         finally:
-            os.ftruncate(descriptor, 0)
+            # A name that stays there misleads at most whoever waits for the next holder.
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
             # A child that was forked meanwhile shares the lock: unlocking, unlike closing, takes it from both.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _errors_of(lock: Path, dataset: str | None) -> Iterator[None]:
+    """Say of an operating system's error that the gate is what failed."""
+    try:
+        yield
+    except OSError as error:
+        hint = "Free disk space." if is_full(error) else "Make the folder of the live database writable."
+        raise CaptureError(
+            f"the write gate {lock} can not be used: {error.strerror or error}", hint=hint, dataset=dataset
+        ) from error
 
 
 def _lock(descriptor: int, lock: Path, live: Path, timeout: float | None, dataset: str | None) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from snapshot_assets.engines.contract import Captured, StagedFile, VerifyLevel
 from snapshot_assets.engines.copying import read_live_header
+from snapshot_assets.engines.sql import quoted
 from snapshot_assets.engines.sqlite_capture import MAGIC, capture_file, normalise
 from snapshot_assets.engines.sqlite_connection import live_error, open_immutable, open_live
 from snapshot_assets.engines.sqlite_pool import SQLitePool
@@ -61,7 +62,7 @@ class SQLiteEngine:
                 dataset=dataset.name,
             )
         with suppress(LiveDatabaseMissing):
-            header = read_live_header(dataset.path.resolve(), len(MAGIC))
+            header = read_live_header(dataset.real_path, len(MAGIC))
             if header and header != MAGIC:
                 raise UnsupportedLiveDatabase(f"{dataset.path} is not a SQLite database", dataset=dataset.name)
 
@@ -76,7 +77,7 @@ class SQLiteEngine:
 
     def capture(self, dataset: Dataset, staging: Path, *, timeout: float) -> Captured:
         path = f"{dataset.name}.sqlite"
-        mode = capture_file(dataset.path.resolve(), staging / path, dataset.name, timeout=timeout)
+        mode = capture_file(dataset.real_path, staging / path, dataset.name, timeout=timeout)
         page_size = normalise(staging / path)
         size = (staging / path).stat().st_size
         staged = StagedFile(path, staging / path, size, mode, Layout.blocks(0, page_size))
@@ -127,7 +128,7 @@ class SQLiteEngine:
 
 
 def _connect_live(dataset: Dataset) -> sqlite3.Connection:
-    live = dataset.path.resolve()
+    live = dataset.real_path
     live.parent.mkdir(parents=True, exist_ok=True)
     try:
         connection = open_live(live, create=True, timeout=_LOCK_SECONDS)
@@ -168,6 +169,5 @@ def _table_content(connection: sqlite3.Connection, name: str, *, without_rowid: 
         is_rowid = key and keys == 1 and declared.upper() == "INTEGER"
         nullable = not (required or is_rowid or (key and without_rowid))
         fields.append(pa.field(column, declared_type(declared), nullable=nullable))
-    quoted = name.replace('"', '""')
-    count = connection.execute(f'select count(*) from "{quoted}"').fetchone()[0]
+    count = connection.execute(f"select count(*) from {quoted(name)}").fetchone()[0]
     return TableContent(TableSchema.from_arrow(pa.schema(fields)), count)

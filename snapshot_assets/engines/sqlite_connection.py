@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from snapshot_assets.errors import CaptureError, LiveDatabaseBusy, UnsupportedLiveDatabase
 
-__all__ = ["is_busy", "is_read_only", "live_error", "open_immutable", "open_live"]
+__all__ = ["is_busy", "is_damage", "is_read_only", "live_error", "open_immutable", "open_live"]
 
 
 def open_live(live: Path, *, create: bool, timeout: float) -> sqlite3.Connection:
@@ -26,6 +26,11 @@ def open_immutable(path: Path) -> sqlite3.Connection:
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether somebody else holds a lock."""
     return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file is not, or no longer, a whole database."""
+    return _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
 
 def is_read_only(error: sqlite3.Error) -> bool:

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from snapshot_assets.engines.sqlite_connection import is_read_only, open_immutable
+from snapshot_assets.engines.sqlite_connection import is_damage, is_read_only, open_immutable
 from snapshot_assets.engines.sqlite_types import ResultColumn, declared_type
-from snapshot_assets.errors import ReadOnlyDataset, SnapshotDamaged
+from snapshot_assets.errors import ReaderError, ReadOnlyDataset, SnapshotDamaged
 
 __all__ = ["SQLitePool"]
 
@@ -28,7 +28,8 @@ class SQLitePool:
         dataset: named in errors.
 
     Raises:
-        SnapshotDamaged: SQLite does not open it.
+        SnapshotDamaged: the file is missing, or not a whole SQLite database any more.
+        ReaderError: SQLite does not open it for a reason that is not in the file.
     """
 
     def __init__(self, path: Path, dataset: str) -> None:
@@ -38,7 +39,12 @@ class SQLitePool:
             with closing(open_immutable(path)) as connection:
                 connection.execute("select count(*) from sqlite_schema").fetchone()
         except sqlite3.Error as error:
-            raise SnapshotDamaged(f"SQLite does not open the local copy {path}: {error}", dataset=dataset) from error
+            what = f"SQLite does not open the local copy {path}: {error}"
+            if is_damage(error) or not path.exists():
+                raise SnapshotDamaged(what, dataset=dataset) from error
+            raise ReaderError(
+                what, hint="The copy itself may be whole: see what this process lacks, then try again.", dataset=dataset
+            ) from error
 
     def acquire(self) -> sqlite3.Connection:
         return open_immutable(self._path)
@@ -73,27 +79,26 @@ class SQLitePool:
                         f"dataset {self._dataset!r} is read-only: {error}", dataset=self._dataset
                     ) from error
                 raise
-            typeless = any(column.is_typeless for column in columns)
-            empty = _result_types(used, sql, bound) if typeless else []
+        empty = self._result_types(sql, bound) if any(column.is_typeless for column in columns) else []
         empty = empty or [pa.null()] * len(columns)
         return pa.table([column.array(type_) for column, type_ in zip(columns, empty, strict=True)], names=names)
 
     def close(self) -> None:
         """Nothing is held between leases."""
 
+    def _result_types(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any]) -> list[pa.DataType]:
+        """The type of each result column by its affinity, which SQLite tells of a table that is made of the statement.
 
-def _result_types(
-    connection: sqlite3.Connection, sql: str, parameters: Sequence[Any] | Mapping[str, Any]
-) -> list[pa.DataType]:
-    """The type of each result column by its affinity, which SQLite tells of a table that is made of the statement.
-
-    Nothing at all where no table can be made of it, as of a PRAGMA.
-    """
-    statement = sql.strip().rstrip(";")
-    try:
-        connection.execute("pragma temp_store = memory")
-        connection.execute(f"create temp table result as select * from (\n{statement}\n) limit 0", parameters)
-        rows = connection.execute("select type from pragma_table_xinfo('result', 'temp') order by cid").fetchall()
-    except sqlite3.Error:
-        return []
-    return [declared_type(affinity) if affinity in _AFFINITIES else pa.null() for (affinity,) in rows]
+        It is made on a connection of its own, since the caller's keeps its temporary tables and may need any name.
+        Nothing at all where no table can be made of it, as of a PRAGMA, or of the caller's temporary tables.
+        """
+        statement = sql.strip().rstrip(";")
+        with closing(self.acquire()) as connection:
+            try:
+                connection.execute("pragma temp_store = memory")
+                connection.execute(f"create temp table result as select * from (\n{statement}\n) limit 0", parameters)
+                rows = connection.execute("select type from pragma_table_xinfo('result', 'temp') order by cid")
+                affinities = [affinity for (affinity,) in rows.fetchall()]
+            except sqlite3.Error:
+                return []
+        return [declared_type(affinity) if affinity in _AFFINITIES else pa.null() for affinity in affinities]

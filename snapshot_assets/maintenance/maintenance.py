@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from snapshot_assets.clock import SYSTEM_CLOCK, Clock
+from snapshot_assets.clock import SYSTEM_CLOCK, Clock, in_seconds
 from snapshot_assets.errors import Conflict, MaintenanceError, SnapshotMissing, StoreError
 from snapshot_assets.ids import OperationId, new_operation_id
 from snapshot_assets.maintenance.verify import VerifyDepth, VerifyReport, verify_snapshot
@@ -135,8 +135,7 @@ class Maintenance:
             DatasetSealed, DatasetDropped: the dataset takes no changes.
         """
         now_ms = self._clock.now_ms()
-        seconds = expires.total_seconds() if isinstance(expires, timedelta) else expires
-        until = None if seconds is None else now_ms + round(seconds * 1000)
+        until = None if expires is None else now_ms + round(in_seconds("expires", expires) * 1000)
         made = Pin(pin, snapshot_id, owner, reason, now_ms, until)
 
         def add(head: Head) -> Head:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from snapshot_assets.store.snapshot_store import SnapshotStore
 __all__ = ["VerifyDepth", "VerifyReport", "verify_snapshot"]
 
 VerifyDepth = Literal["sizes", "digest", "restore"]
-"""`sizes`: every object is there. `digest`: all of it was read and checked. `restore`: the engine opened it, too."""
+"""`sizes`: every object is there, and large enough. `digest`: all is read and checked. `restore`: it is opened, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ def verify_snapshot(store: SnapshotStore, head: Head, entry: SnapshotEntry, leve
     content = read_content(store.objects, head.dataset, head.incarnation, entry.operation_id, entry.manifest_digest)
     manifest = content.manifest
     packs = _needed_packs(content)
-    _check_presence(store.objects, head, entry, packs)
+    _check_sizes(store.objects, head, entry, packs)
     read_bytes = 0
     if level != "sizes":
         with tempfile.TemporaryDirectory(prefix="snapshot-assets-verify-") as scratch:
@@ -64,20 +65,28 @@ def verify_snapshot(store: SnapshotStore, head: Head, entry: SnapshotEntry, leve
     )
 
 
-def _needed_packs(content: Content) -> set[tuple[str, int]]:
-    packs: set[tuple[str, int]] = {(row.location.operation, row.location.pack) for row in content.index.rows}
+def _needed_packs(content: Content) -> dict[tuple[str, int], int]:
+    """The packs that the snapshot needs, and how many bytes each must have at least, as far as the root tells."""
+    packs: dict[tuple[str, int], int] = {}
+    for place in (row.location for row in content.index.rows):
+        pack = (place.operation, place.pack)
+        packs[pack] = max(packs.get(pack, 0), place.offset + place.stored)
     account = PackAccount.parse(content.manifest.properties)
-    return packs if account is None else packs | set(account.packs)
+    for pack in () if account is None else account.packs:
+        packs.setdefault(pack, 1)
+    return packs
 
 
-def _check_presence(objects: Store, head: Head, entry: SnapshotEntry, packs: set[tuple[str, int]]) -> None:
+def _check_sizes(objects: Store, head: Head, entry: SnapshotEntry, packs: Mapping[tuple[str, int], int]) -> None:
     for operation in sorted({operation for operation, _ in packs}):
-        there = {listed.key for listed in objects.list(data_prefix(head.dataset, head.incarnation, operation))}
-        for pack in sorted(number for of, number in packs if of == operation):
-            key = pack_key(head.dataset, head.incarnation, operation, pack)
-            if key not in there:
+        prefix = data_prefix(head.dataset, head.incarnation, operation)
+        sizes = {listed.key: listed.size for listed in objects.list(prefix)}
+        for (of, number), least in sorted(packs.items()):
+            key = pack_key(head.dataset, head.incarnation, operation, number)
+            if of == operation and sizes.get(key, 0) < least:
+                found = f"has {sizes[key]} bytes, at least {least} are needed" if key in sizes else "is missing"
                 raise SnapshotDamaged(
-                    f"{key}, which snapshot {entry.snapshot_id} needs, is missing",
+                    f"{key}, which snapshot {entry.snapshot_id} needs, {found}",
                     dataset=head.dataset,
                     operation_id=entry.operation_id,
                 )

@@ -7,8 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from snapshot_assets.errors import InconsistentSnapshotSettings, UnsupportedEngine
+from snapshot_assets.errors import (
+    ConfigurationError,
+    InconsistentSnapshotSettings,
+    UnsupportedEngine,
+    UnsupportedLiveDatabase,
+)
 from snapshot_assets.ids import check_dataset_name
+from snapshot_assets.model.document import dump_document
+from snapshot_assets.paths import real_path
 
 if TYPE_CHECKING:
     from snapshot_assets.model.manifest import TableContent
@@ -54,6 +61,8 @@ class Dataset:
     Raises:
         InvalidDatasetName: the name does not fit.
         UnsupportedEngine: no such engine, or a database without a file.
+        UnsupportedLiveDatabase: no file can have the path.
+        ConfigurationError: JSON has no form for a property.
     """
 
     name: str
@@ -79,8 +88,14 @@ class Dataset:
                 f"no engine is called {engine!r}; this version publishes {', '.join(ENGINE_NAMES)}", dataset=name
             )
         text = str(path)
+        if "\0" in text or not _is_utf8(text):
+            raise UnsupportedLiveDatabase(f"{text!r} is not the path of a file", dataset=name)
         if text in {"", "."} or ":memory:" in text or text.startswith("file:"):
             raise UnsupportedEngine(f"{text!r} is not a database file, so it can not be captured", dataset=name)
+        try:
+            dump_document(properties or {})
+        except ConfigurationError as error:
+            raise ConfigurationError(f"property {error.message}", dataset=name) from error
         values = {
             "name": check_dataset_name(name),
             "engine": engine,
@@ -93,17 +108,30 @@ class Dataset:
         for key, value in values.items():
             object.__setattr__(self, key, value)
 
+    @property
+    def real_path(self) -> Path:
+        """Where the live database lies: absolute, all links followed, whether or not anything is there.
+
+        Raises:
+            UnsupportedLiveDatabase: its links lead in a circle.
+        """
+        try:
+            return real_path(self.path)
+        except ConfigurationError as error:
+            raise UnsupportedLiveDatabase(error.message, dataset=self.name) from error
+
 
 def refuse_shared_live_files(datasets: Iterable[Dataset]) -> None:
     """Refuse two datasets that would capture the same live file.
 
     Raises:
         InconsistentSnapshotSettings: two of them name one file, or one name stands twice for different files.
+        UnsupportedLiveDatabase: the links of a path lead in a circle.
     """
     by_path: dict[Path, str] = {}
     by_name: dict[str, Path] = {}
     for dataset in datasets:
-        path = dataset.path.resolve()
+        path = dataset.real_path
         if by_path.setdefault(path, dataset.name) != dataset.name:
             raise InconsistentSnapshotSettings(
                 f"{by_path[path]!r} and {dataset.name!r} both publish {dataset.path}; one dataset owns a live file",
@@ -113,3 +141,12 @@ def refuse_shared_live_files(datasets: Iterable[Dataset]) -> None:
             raise InconsistentSnapshotSettings(
                 f"{dataset.name!r} stands for two live files, {by_name[dataset.name]} and {path}", dataset=dataset.name
             )
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether the engines' libraries, which take nothing else, can be given the text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

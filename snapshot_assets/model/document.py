@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
 
-from snapshot_assets.errors import DocumentDamaged, UnsupportedFormatVersion
+from snapshot_assets.errors import (
+    ConfigurationError,
+    DocumentDamaged,
+    SnapshotAssetsError,
+    UnsupportedFormatVersion,
+)
 from snapshot_assets.ids import ulid_to_bytes
 
-__all__ = ["FORMAT_VERSION", "MAX_COUNT", "Document", "dump_document", "parse_document"]
+__all__ = ["FORMAT_VERSION", "MAX_COUNT", "Document", "checked", "dump_document", "parse_document"]
 
 FORMAT_VERSION: Final = 1
 """The version of the store format that this package writes, and the newest that it reads."""
 
 MAX_COUNT: Final = 2**63 - 1
 """No number of the format is larger: sizes, counters and times all fit a signed 64-bit integer."""
+
+_NO_JSON: Final = (TypeError, ValueError, RecursionError)
+_ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Document:
@@ -135,12 +145,18 @@ class Document:
 def parse_document(data: bytes, where: str) -> Document:
     """Parse the bytes of one document; its format version is checked before anything else is looked at.
 
+    What JSON's grammar allows but no document can be written with is refused too: half a surrogate pair, and numbers
+    that are not finite.
+
     Raises:
         UnsupportedFormatVersion: a newer version of this package wrote it.
         DocumentDamaged: it is not a JSON object with a format version.
     """
     try:
-        content = json.loads(data)
+        text = data.decode()
+        content = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        if _ESCAPED_SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DocumentDamaged(f"{where} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -157,6 +173,58 @@ def parse_document(data: bytes, where: str) -> Document:
 
 
 def dump_document(content: Mapping[str, Any]) -> bytes:
-    """The bytes of a document: UTF-8 JSON with sorted keys and this package's format version."""
+    """The bytes of a document: UTF-8 JSON with sorted keys and this package's format version.
+
+    Raises:
+        ConfigurationError: JSON has no form for a value: an object, a number that is not finite, half a surrogate pair.
+    """
     versioned = {**content, "format_version": FORMAT_VERSION}
-    return json.dumps(versioned, sort_keys=True, ensure_ascii=False, indent=1).encode()
+    try:
+        return _encoded(versioned)
+    except _NO_JSON as error:
+        odd = ", ".join(repr(key) for key, value in versioned.items() if not _has_json({key: value}))
+        raise ConfigurationError(f"{odd} can not be written as JSON: {error}") from error
+
+
+def checked(data: bytes, parse: Callable[[bytes], object], limit: int, where: str) -> bytes:
+    """Return the bytes of a document if they can be read again; call it before a document is sent to the store.
+
+    Args:
+        data: the document as it is about to be stored.
+        parse: the reader of this kind of document.
+        limit: how many bytes it reads at most.
+        where: the key that the document gets; errors name it.
+
+    Raises:
+        ConfigurationError: the document is over the limit, or its reader refuses it.
+    """
+    if len(data) > limit:
+        raise ConfigurationError(f"{where} would have {len(data):,} bytes; the limit is {limit:,}")
+    try:
+        parse(data)
+    except SnapshotAssetsError as error:
+        raise ConfigurationError(f"{where} could not be read again: {error.message}") from error
+    return data
+
+
+def _encoded(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, indent=1, allow_nan=False).encode()
+
+
+def _has_json(content: object) -> bool:
+    try:
+        _encoded(content)
+    except _NO_JSON:
+        return False
+    return True
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits} is beyond what a number can be")
+    return number

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,7 +21,6 @@ __all__ = [
     "SnapshotEntry",
     "Status",
     "head_key",
-    "summary_bytes",
 ]
 
 MAX_HEAD_BYTES: Final = 32 * 1024 * 1024
@@ -279,8 +277,3 @@ def _schema_version_to_json(version: SchemaVersion) -> dict[str, Any]:
         "schema_id": version.schema_id,
         "tables": {name: table.to_json() for name, table in version.tables.items()},
     }
-
-
-def summary_bytes(summary: Mapping[str, str]) -> int:
-    """What a summary takes in the head."""
-    return len(json.dumps(dict(summary), ensure_ascii=False).encode())

@@ -38,6 +38,7 @@ MIN_CHUNK_BYTES: Final = 512
 MAX_CHUNK_BYTES: Final = 1024 * 1024
 MAX_PATH_BYTES: Final = 1_024
 _DIGEST: Final = re.compile(r"blake3:[0-9a-f]{64}")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 LayoutKind = Literal["blocks", "whole"]
 
@@ -266,8 +267,8 @@ def check_paths(paths: Iterable[str]) -> None:
     """Refuse paths that could leave their folder or collide in it, on any file system.
 
     Raises:
-        PathOutsideAnchor: a path is empty, absolute, too long, climbs with ``..``, holds a backslash or NUL, or equals
-            another one when case is folded.
+        PathOutsideAnchor: a path is empty, absolute, too long, climbs with ``..``, holds a backslash, NUL or half a
+            surrogate pair, or equals another one when case is folded.
     """
     seen: set[str] = set()
     folders: set[str] = set()
@@ -278,6 +279,7 @@ def check_paths(paths: Iterable[str]) -> None:
             or "\\" in path
             or "\0" in path
             or (len(parts[0]) > 1 and parts[0][1] == ":")
+            or _SURROGATE.search(path)
             or len(path.encode(errors="replace")) > MAX_PATH_BYTES
             or any(len(part.encode(errors="replace")) > 255 for part in parts)
         ):

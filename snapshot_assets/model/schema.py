@@ -95,9 +95,19 @@ def _decode(text: str, where: str) -> pa.Schema:
     import pyarrow as pa
 
     try:
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True)))
+        for field in schema:
+            _read_names(field)
+        return schema
     except (ValueError, OSError, pa.ArrowException) as error:
         raise DocumentDamaged(f"{where} holds an Arrow schema that can not be read: {error}") from error
+
+
+def _read_names(field: pa.Field[Any]) -> None:
+    """Look at every name now, because the library finds out only then that one is no text."""
+    _ = field.name
+    for position in range(field.type.num_fields):
+        _read_names(field.type.field(position))
 
 
 _INTEGERS: Final = {f"{sign}int{bits}": (sign == "", bits) for sign in ("", "u") for bits in (8, 16, 32, 64)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from snapshot_assets.errors import (
     ConfigurationError,
@@ -13,22 +14,32 @@ from snapshot_assets.errors import (
     SchemaChangeRefused,
     Superseded,
 )
-from snapshot_assets.model.head import (
-    MAX_SNAPSHOTS,
-    MAX_SUMMARY_BYTES,
-    Head,
-    SchemaVersion,
-    SnapshotEntry,
-    summary_bytes,
-)
+from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.document import dump_document
+from snapshot_assets.model.head import MAX_SUMMARY_BYTES, Head, SchemaVersion, SnapshotEntry
 from snapshot_assets.model.manifest import Manifest
 from snapshot_assets.model.schema import SchemaChange, TableSchema, classify_schemas, difference
 from snapshot_assets.publish.heads import refuse_inactive
 
-__all__ = ["MIN_SNAPSHOTS", "AlreadyPublished", "BaseGone", "Proposal", "check_limits", "check_schema", "commit_to"]
+__all__ = [
+    "MAX_KEY_LENGTH",
+    "MIN_SNAPSHOTS",
+    "AlreadyPublished",
+    "BaseGone",
+    "Proposal",
+    "check_recordable",
+    "check_schema",
+    "check_writable",
+    "commit_to",
+    "entry_of_key",
+]
 
 MIN_SNAPSHOTS = 3
 """Fewer entries than this are never kept: a snapshot that was published while the next one is, stays explained."""
+
+
+MAX_KEY_LENGTH = 1_024
+"""The most characters of an idempotency key."""
 
 
 class BaseGone(Exception):
@@ -60,20 +71,35 @@ class Proposal:
     now_ms: int
 
 
-def check_limits(summary: Mapping[str, str], max_snapshots: int, dataset: str) -> None:
-    """Refuse settings that a head can not hold.
+def check_recordable(
+    dataset: Dataset,
+    idempotency_key: str | None,
+    summary: Mapping[str, str],
+    partition_keys: Sequence[str],
+    checks: Sequence[Mapping[str, Any]],
+) -> None:
+    """Refuse, before anything is done, what the head or the manifest could not record.
 
     Raises:
-        ConfigurationError: the summary is larger than 2 KiB, or `max_snapshots` is out of range.
+        ConfigurationError: something is not text or not JSON, or is larger than it may be.
     """
-    if summary_bytes(summary) > MAX_SUMMARY_BYTES:
+    texts = {"idempotency_key": [idempotency_key or ""], "partition_keys": partition_keys}
+    texts |= {"summary": [*summary, *summary.values()]}
+    for name, values in texts.items():
+        if not all(isinstance(value, str) for value in values):
+            raise ConfigurationError(f"{name} of {dataset.name!r} must be text", dataset=dataset.name)
+    if len(idempotency_key or "") > MAX_KEY_LENGTH:
         raise ConfigurationError(
-            f"the summary of {dataset!r} takes more than {MAX_SUMMARY_BYTES} bytes",
-            hint="Keep long values in the asset's metadata or the manifest's properties.",
-            dataset=dataset,
+            f"the idempotency key of {dataset.name!r} is longer than {MAX_KEY_LENGTH}", dataset=dataset.name
         )
-    if not MIN_SNAPSHOTS <= max_snapshots <= MAX_SNAPSHOTS:
-        raise ConfigurationError(f"max_snapshots must be between {MIN_SNAPSHOTS} and {MAX_SNAPSHOTS}", dataset=dataset)
+    # Whatever is no JSON is refused here, too.
+    dump_document({"keys": [idempotency_key, *partition_keys], "checks": list(checks), "own": dict(dataset.properties)})
+    if len(dump_document({"summary": dict(summary)})) > MAX_SUMMARY_BYTES:
+        raise ConfigurationError(
+            f"the summary of {dataset.name!r} takes more than {MAX_SUMMARY_BYTES} bytes",
+            hint="Keep long values in the asset's metadata or the dataset's properties.",
+            dataset=dataset.name,
+        )
 
 
 def check_schema(head: Head, schemas: Mapping[str, TableSchema], *, allow_schema_change: bool) -> SchemaChange | None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from snapshot_assets.clock import Clock
-from snapshot_assets.errors import Conflict, DatasetDropped, DatasetSealed, NotFound, RecoveryRequired, StoreUnavailable
-from snapshot_assets.model.head import Head, Status, head_key
+from snapshot_assets.errors import (
+    Conflict,
+    DatasetDropped,
+    DatasetSealed,
+    NotFound,
+    RecoveryRequired,
+    SnapshotAssetsError,
+    StoreUnavailable,
+)
+from snapshot_assets.model.document import checked
+from snapshot_assets.model.head import MAX_HEAD_BYTES, Head, Status, head_key
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["PATIENCE", "change_head", "create_head", "find_head", "refuse_inactive"]
@@ -39,37 +50,37 @@ def change_head(
     Raises:
         NotFound: there is no head.
         Conflict: other writers kept changing the head for `patience` seconds.
-        StoreUnavailable: the head could not be read; nothing was sent.
+        ConfigurationError: `decide` made a head that nobody could read again; nothing was sent.
+        StoreError: the head could not be read, or the store refuses the write; nothing was changed.
         RecoveryRequired: a write was sent, and whether it landed could not be learned.
     """
     deadline = clock.monotonic() + patience
-    sent: Head | None = None
     pause = threading.Event()
-    for attempt in range(1_000_000):
-        try:
+    sent: Head | None = None
+    unanswered: str | None = None
+    while True:
+        with _settling(dataset, operation_id, is_open=unanswered is not None):
             head, token = store.read_head(dataset)
-        except StoreUnavailable as error:
-            if sent is None:
-                raise
-            raise _unknown(dataset, operation_id) from error
-        if sent is not None and operation_id in head.recent_operation_ids:
+        if sent is not None and _has_landed(head, operation_id):
             return sent
-        if attempt and clock.monotonic() > deadline:
-            break
-        decided = decide(head)
-        # Whatever was sent before can no longer land: the version that it named is gone, or it is these same bytes.
-        sent = replace(decided, revision=head.revision + 1, recent_operation_ids=head.remembering(operation_id))
-        try:
-            store.objects.write_if_match(head_key(dataset), sent.to_bytes(), token)
-        except Conflict:
-            clock.wait(pause, random.uniform(0, min(1.0, 0.01 * 2**attempt)))  # noqa: S311
-        except StoreUnavailable:
-            clock.wait(pause, random.uniform(0.05, 0.2))  # noqa: S311
-        else:
-            return sent
-    raise Conflict(
-        f"the head of {dataset!r} kept changing for {patience:g} s", dataset=dataset, operation_id=operation_id
-    )
+        if token != unanswered:
+            # The version that the unanswered write named is gone, so that write can no longer land.
+            unanswered = None
+        with _settling(dataset, operation_id, is_open=unanswered is not None):
+            if sent is not None and clock.monotonic() > deadline:
+                raise Conflict(f"the head of {dataset!r} kept changing for {patience:g} s", dataset=dataset)
+            decided = decide(head)
+            sent = replace(decided, revision=head.revision + 1, recent_operation_ids=head.remembering(operation_id))
+            data = _readable(sent)
+            try:
+                store.objects.write_if_match(head_key(dataset), data, token)
+            except Conflict:
+                clock.wait(pause, random.uniform(0, 0.05))  # noqa: S311
+            except StoreUnavailable:
+                unanswered = token
+                clock.wait(pause, random.uniform(0.05, 0.2))  # noqa: S311
+            else:
+                return sent
 
 
 def create_head(store: SnapshotStore, head: Head, operation_id: str) -> Head:
@@ -80,7 +91,7 @@ def create_head(store: SnapshotStore, head: Head, operation_id: str) -> Head:
     """
     first = replace(head, recent_operation_ids=head.remembering(operation_id))
     try:
-        store.objects.write_if_absent(head_key(head.dataset), first.to_bytes())
+        store.objects.write_if_absent(head_key(head.dataset), _readable(first))
     except Conflict:
         return store.head(head.dataset)
     return first
@@ -107,10 +118,27 @@ def refuse_inactive(head: Head) -> None:
         raise DatasetDropped(f"{head.dataset!r} was dropped", dataset=head.dataset)
 
 
-def _unknown(dataset: str, operation_id: str) -> RecoveryRequired:
-    return RecoveryRequired(
-        f"the store stopped answering while the head of {dataset!r} was being changed; "
-        f"whether operation {operation_id} is visible is not known",
-        dataset=dataset,
-        operation_id=operation_id,
-    )
+def _has_landed(head: Head, operation_id: str) -> bool:
+    return operation_id in head.recent_operation_ids or head.entry_of_operation(operation_id) is not None
+
+
+def _readable(head: Head) -> bytes:
+    """The bytes of a head that everybody can read again; nothing else is ever sent."""
+    parse = partial(Head.parse, dataset=head.dataset)
+    return checked(head.to_bytes(), parse, MAX_HEAD_BYTES, f"the head of {head.dataset!r}")
+
+
+@contextmanager
+def _settling(dataset: str, operation_id: str, *, is_open: bool) -> Iterator[None]:
+    """While a write is unanswered and may still land, no error of ours may say that nothing happened."""
+    try:
+        yield
+    except SnapshotAssetsError as error:
+        if not is_open:
+            raise
+        raise RecoveryRequired(
+            f"the store stopped answering while the head of {dataset!r} was being changed; "
+            f"whether operation {operation_id} is visible is not known",
+            dataset=dataset,
+            operation_id=operation_id,
+        ) from error

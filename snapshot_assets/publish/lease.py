@@ -25,12 +25,13 @@ _POLL_SECONDS = 0.25
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process of this host started, in the kernel's own words; none when there is no such process."""
+    """When a process of this host started, in the kernel's own words; none when the kernel does not tell."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+        # The process's own name stands in it, in whatever bytes; what follows the last parenthesis is ASCII.
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
         return None
-    return stat.rpartition(")")[2].split()[19]
+    return stat.rpartition(b")")[2].split()[19].decode()
 
 
 @cache
@@ -60,7 +61,15 @@ def _is_gone(holder: Holder) -> bool:
     host, boot_id = _host()
     if not boot_id or (holder.host, holder.boot_id) != (host, boot_id):
         return False
-    return _start_time(holder.pid) != holder.start_time
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        # It runs, and is another user's.
+        return False
+    started = _start_time(holder.pid)
+    return started is not None and started != holder.start_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +184,6 @@ class HeldLease:
         self._thread = threading.Thread(target=self._renew, name=f"lease of {lease.dataset}", daemon=True)
         self._thread.start()
 
-    @property
-    def lost(self) -> bool:
-        """Whether another writer has taken the lease over."""
-        return self._lost
-
     def _renew(self) -> None:
         while not self._clock.wait(self._stop, self._lease.duration_ms / 3000):
             with self._lock:
@@ -190,32 +194,24 @@ class HeldLease:
         """Write the next version; tell whether the lease is still ours. A failing store is tried again later."""
         key = lease_key(lease.dataset)
         try:
-            self._token = self._objects.write_if_match(key, lease.to_bytes(), self._token)
-        except (Conflict, StoreUnavailable):
             try:
+                self._token = self._objects.write_if_match(key, lease.to_bytes(), self._token)
+                self._lease = lease
+            except (Conflict, StoreUnavailable):
                 found = self._objects.read(key)
-            except StoreError as error:
-                _log.warning("the writer lease of %s could not be renewed: %s", lease.dataset, error)
-                return True
-            there = WriterLease.parse(found.data, lease.dataset)
-            if there.lease_id != lease.lease_id:
-                self._lost = True
-                return False
-            self._token = found.token
-            self._lease = there
-            return True
-        self._lease = lease
-        return True
+                there = WriterLease.parse(found.data, lease.dataset)
+                self._lost = there.lease_id != lease.lease_id
+                self._token, self._lease = found.token, there
+        except StoreError as error:
+            _log.warning("the writer lease of %s could not be renewed: %s", lease.dataset, error)
+        return not self._lost
 
     def release(self) -> None:
         """Give the lease back. A failure is logged: the lease then runs out by itself."""
         self._stop.set()
         with self._lock:
             if not self._lost:
-                try:
-                    self._replace(replace(self._lease, counter=self._lease.counter + 1, duration_ms=0))
-                except StoreError as error:
-                    _log.warning("the writer lease of %s was not released: %s", self._lease.dataset, error)
+                self._replace(replace(self._lease, counter=self._lease.counter + 1, duration_ms=0))
         self._thread.join()
 
     def __enter__(self) -> Self:

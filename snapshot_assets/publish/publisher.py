@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from snapshot_assets.clock import SYSTEM_CLOCK, Clock
+from snapshot_assets.clock import SYSTEM_CLOCK, Clock, in_seconds
 from snapshot_assets.content.snapshot import read_content
 from snapshot_assets.engines.contract import VerifyLevel
 from snapshot_assets.engines.gate import write_gate
@@ -16,8 +17,8 @@ from snapshot_assets.engines.registry import engine_named
 from snapshot_assets.errors import ConfigurationError, SidecarUnreadable, SnapshotAssetsError
 from snapshot_assets.failpoints import NO_FAILPOINTS, PUBLISH_AFTER_LEASE, PUBLISH_AFTER_RECOVERY, Failpoints
 from snapshot_assets.model.dataset import Dataset
-from snapshot_assets.model.head import Head, SnapshotEntry
-from snapshot_assets.publish.commit import check_limits, check_writable, entry_of_key
+from snapshot_assets.model.head import MAX_SNAPSHOTS, Head, SnapshotEntry
+from snapshot_assets.publish.commit import MIN_SNAPSHOTS, check_writable, entry_of_key
 from snapshot_assets.publish.heads import find_head
 from snapshot_assets.publish.lease import LeaseBook, this_holder
 from snapshot_assets.publish.recovery import claim_epoch, heal, pending_sidecars
@@ -31,13 +32,15 @@ __all__ = ["PublishOutcome", "PublishResult", "Publisher", "Writing"]
 class Publisher:
     """Publishes datasets to one store. Safe to call from several threads and from any number of hosts.
 
+    Durations are seconds, or a `timedelta`.
+
     Args:
         store: where to publish.
         staging_dir: where staged copies are made and the index of the last publish is cached; by default a folder
             `.snapshot-assets` beside each live database, so that a copy can share its blocks.
-        lease_duration: seconds without a sign of life after which another writer may take over; 1 s to 24 h.
-        wait: seconds to wait for another writer of the same dataset.
-        capture_timeout: seconds to wait for the write gate, and for the live database to come to rest.
+        lease_duration: how long without a sign of life until another writer may take over; 1 s to 24 h.
+        wait: how long to wait for another writer of the same dataset.
+        capture_timeout: how long to wait for the write gate, and for the live database to come to rest.
         verify: how thoroughly every staged copy is checked before it is announced.
         verify_upload: `sizes` compares what the store lists; `digest` reads everything back; `restore` also opens it.
         max_snapshots: how many snapshots the head lists at most, 3 to 1,000; a commit drops the oldest unprotected.
@@ -52,10 +55,10 @@ class Publisher:
         self,
         store: SnapshotStore,
         *,
-        staging_dir: Path | None = None,
-        lease_duration: float = 60.0,
-        wait: float = 0.0,
-        capture_timeout: float = 60.0,
+        staging_dir: str | Path | None = None,
+        lease_duration: float | timedelta = 60.0,
+        wait: float | timedelta = 0.0,
+        capture_timeout: float | timedelta = 60.0,
         verify: VerifyLevel = "quick",
         verify_upload: UploadCheck = "sizes",
         max_snapshots: int = 100,
@@ -64,12 +67,25 @@ class Publisher:
     ) -> None:
         if store.read_only:
             raise ConfigurationError("a store that was opened read-only can not be published to")
-        check_limits({}, max_snapshots, "any dataset")
+        if not MIN_SNAPSHOTS <= max_snapshots <= MAX_SNAPSHOTS:
+            raise ConfigurationError(f"max_snapshots is {max_snapshots}, not from {MIN_SNAPSHOTS} to {MAX_SNAPSHOTS}")
+        for name, value, known in (
+            ("verify", verify, get_args(VerifyLevel)),
+            ("verify_upload", verify_upload, get_args(UploadCheck)),
+        ):
+            if value not in known:
+                raise ConfigurationError(f"{name} is {value!r}; it is one of {', '.join(known)}")
         self._store = store
-        self._leases = LeaseBook(store.objects, lease_duration, clock)
-        self._wait = wait
+        self._leases = LeaseBook(store.objects, in_seconds("lease_duration", lease_duration), clock)
+        self._wait = in_seconds("wait", wait)
         self._settings = PublishSettings(
-            staging_dir, capture_timeout, verify, verify_upload, max_snapshots, clock, failpoints
+            None if staging_dir is None else Path(staging_dir),
+            in_seconds("capture_timeout", capture_timeout),
+            verify,
+            verify_upload,
+            max_snapshots,
+            clock,
+            failpoints,
         )
 
     def publish(
@@ -147,7 +163,9 @@ class Publisher:
                     gate.enter_context(
                         write_gate(dataset.path, timeout=self._settings.capture_timeout, dataset=dataset.name)
                     )
-            yield Writing(self._store, self._settings, dataset, engine, head, idempotency_key, gate, watch, already)
+            writing = Writing(self._store, self._settings, dataset, engine, head, idempotency_key, gate, watch, already)
+            stack.callback(writing.close)
+            yield writing
 
     def _recover(self, dataset: str) -> Head | None:
         """Settle what dead writers left; the lease is held. Nothing pending: two requests."""

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from snapshot_assets.errors import CaptureError
+
 __all__ = ["staging_folder"]
 
 _LOCK = ".lock"
@@ -19,9 +21,28 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """A fresh, empty folder beneath `root/name`, removed at the end.
 
     Folders in `root` whose process died are removed first; a living one's are told by its lock and left alone.
+
+    Raises:
+        CaptureError: the folder can not be made.
     """
-    root.mkdir(parents=True, exist_ok=True)
     folder = root / name
+    try:
+        lock = _make(root, folder)
+    except OSError as error:
+        raise CaptureError(
+            f"the staging folder {folder} can not be made: {error.strerror}",
+            hint="Give the publisher a staging_dir that it may write, with room for a copy of the database.",
+        ) from error
+    try:
+        yield folder / "files"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _make(root: Path, folder: Path) -> int:
+    """Make the folder and return the descriptor that holds its lock."""
+    root.mkdir(parents=True, exist_ok=True)
     # Under the lock of the root, so that nobody takes a folder that is being made for one that was left behind.
     with _locked(root):
         for other in root.iterdir():
@@ -30,11 +51,7 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
         (folder / "files").mkdir(parents=True)
         lock = _open_lock(folder)
         fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield folder / "files"
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+    return lock
 
 
 def _open_lock(folder: Path) -> int:
@@ -48,6 +65,8 @@ def _locked(folder: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
+        # A child that was forked meanwhile shares the lock: unlocking, unlike closing, takes it from both.
+        fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
 
 

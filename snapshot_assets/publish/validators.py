@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from snapshot_assets.engines.sql import quoted
 from snapshot_assets.errors import ConfigurationError, ValidationFailed
 from snapshot_assets.model.dataset import Dataset, StagedCopy, Validator
 from snapshot_assets.model.manifest import TableContent
@@ -23,8 +25,9 @@ __all__ = [
 _SHOWN_ROWS = 3
 
 
-def _quote(identifier: str) -> str:
-    return ".".join('"' + part.replace('"', '""') + '"' for part in identifier.split("."))
+def _quoted(identifier: str) -> str:
+    """An identifier, or several with dots between them."""
+    return ".".join(quoted(part) for part in identifier.split("."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ class NotNull:
         object.__setattr__(self, "columns", columns)
 
     def __call__(self, staged: StagedCopy) -> str | None:
-        wrong = " or ".join(f"{_quote(column)} is null" for column in self.columns)
-        [(count,)] = staged.query(f"select count(*) from {_quote(self.table)} where {wrong}")
+        wrong = " or ".join(f"{_quoted(column)} is null" for column in self.columns)
+        [(count,)] = staged.query(f"select count(*) from {_quoted(self.table)} where {wrong}")
         return f"{count} rows of {self.table} hold a null in {', '.join(self.columns)}" if count else None
 
 
@@ -89,8 +92,8 @@ class Unique:
         object.__setattr__(self, "columns", columns)
 
     def __call__(self, staged: StagedCopy) -> str | None:
-        keys = ", ".join(_quote(column) for column in self.columns)
-        duplicates = f"select 1 from {_quote(self.table)} group by {keys} having count(*) > 1"
+        keys = ", ".join(_quoted(column) for column in self.columns)
+        duplicates = f"select 1 from {_quoted(self.table)} group by {keys} having count(*) > 1"
         [(count,)] = staged.query(f"select count(*) from ({duplicates}) as duplicates")
         return f"{count} keys of {self.table} ({', '.join(self.columns)}) stand more than once" if count else None
 
@@ -108,13 +111,22 @@ class CheckResult:
         return {"name": self.name, "passed": self.passed, "finding": self.finding}
 
 
-@dataclass(frozen=True, slots=True)
 class _Staged:
-    """The staged copy, as validators see it."""
+    """The staged copy, as validators see it. What was there before is looked up when one asks for it."""
 
-    tables: Mapping[str, TableContent]
-    previous: Mapping[str, int] | None
-    query: Callable[[str], list[tuple[Any, ...]]]
+    def __init__(
+        self,
+        tables: Mapping[str, TableContent],
+        previous: Callable[[], Mapping[str, int] | None],
+        query: Callable[[str], list[tuple[Any, ...]]],
+    ) -> None:
+        self.tables = tables
+        self.query = query
+        self._previous = previous
+
+    @cached_property
+    def previous(self) -> Mapping[str, int] | None:
+        return self._previous()
 
 
 def _count_of(counts: Mapping[str, int], table: str) -> int:
@@ -147,7 +159,7 @@ def _find(validator: Validator, staged: StagedCopy) -> str | None:
 def run_validators(
     dataset: Dataset,
     tables: Mapping[str, TableContent],
-    previous: Mapping[str, int] | None,
+    previous: Callable[[], Mapping[str, int] | None],
     query: Callable[[str], list[tuple[Any, ...]]],
 ) -> Sequence[CheckResult]:
     """Run every validator of the dataset on its staged copy.

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +35,10 @@ from snapshot_assets.failpoints import (
 from snapshot_assets.ids import OperationId, new_incarnation_id, new_operation_id
 from snapshot_assets.model.audit import Outcome
 from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.document import checked
 from snapshot_assets.model.head import Head, SnapshotEntry
 from snapshot_assets.model.manifest import (
+    MAX_MANIFEST_BYTES,
     Manifest,
     TableContent,
     check_paths,
@@ -50,7 +53,7 @@ from snapshot_assets.publish.commit import (
     AlreadyPublished,
     BaseGone,
     Proposal,
-    check_limits,
+    check_recordable,
     check_schema,
     check_writable,
     commit_to,
@@ -136,21 +139,20 @@ class Writing:
         self._key = idempotency_key
         self._gate = gate
         self._watch = watch
-        self._captured = False
+        self._is_open = already is None
+
+    def close(self) -> None:
+        """The publisher's lease and gate are given back: nothing can be written or published any more."""
+        self._is_open = False
 
     def connect(self) -> AbstractContextManager[Any]:
         """A read-write connection to the live database, of the engine's own type, under the write gate.
 
         Raises:
             LiveDatabaseBusy: another process has the database open.
-            ConfigurationError: this writing has captured the database, and its write gate is open again.
+            ConfigurationError: this writing has ended, or captured the database: its write gate is open again.
         """
-        if self._captured or self.already is not None:
-            raise ConfigurationError(
-                f"the write gate of {self.dataset.name!r} is open again: a writing publishes once",
-                hint="Change the live database before `publish`, or begin another writing.",
-                dataset=self.dataset.name,
-            )
+        self._check_open()
         return self._engine.connect_live(self.dataset)
 
     def publish(
@@ -165,8 +167,9 @@ class Writing:
         """Capture the live database, open the write gate, and publish; see `Publisher.publish`."""
         if self.already is not None:
             return self.already
+        self._check_open()
         request = _Request(force, allow_schema_change, dict(summary or {}), tuple(partition_keys), tuple(checks))
-        check_limits(request.summary, self._settings.max_snapshots, self.dataset.name)
+        check_recordable(self.dataset, self._key, request.summary, request.partition_keys, request.checks)
         with staging_folder(self._root / "staging", new_operation_id()) as folder:
             captured = self._capture(folder)
             tables, results = self._check(folder, captured, request)
@@ -177,11 +180,17 @@ class Writing:
             checks_made = (*request.checks, *(result.to_json() for result in results))
             return self._publish_plan(plan, request, checks_made)
 
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise ConfigurationError(
+                f"the write gate of {self.dataset.name!r} is open again: a writing publishes once, within its block",
+                hint="Begin another writing.",
+                dataset=self.dataset.name,
+            )
+
     @property
     def _root(self) -> Path:
-        return (
-            self._settings.staging_dir or self.dataset.path.resolve().parent / ".snapshot-assets"
-        ) / self.dataset.name
+        return (self._settings.staging_dir or self.dataset.real_path.parent / ".snapshot-assets") / self.dataset.name
 
     @property
     def _cache(self) -> Path:
@@ -192,7 +201,7 @@ class Writing:
             with self._watch.phase("capture"):
                 captured = self._engine.capture(self.dataset, folder, timeout=self._settings.capture_timeout)
         finally:
-            self._captured = True
+            self.close()
             self._gate.close()
         check_paths(file.path for file in captured.files)
         self._settings.failpoints.hit(PUBLISH_AFTER_CAPTURE)
@@ -214,9 +223,10 @@ class Writing:
         if not self.dataset.validators:
             return tables, ()
         with self._watch.phase("validate"), self._engine.staged_query(folder, paths) as query:
-            return tables, run_validators(self.dataset, tables, self._previous_counts(), query)
+            return tables, run_validators(self.dataset, tables, self._previous_counts, query)
 
     def _previous_counts(self) -> Mapping[str, int] | None:
+        """The row counts of the current snapshot, for the validators that ask for them."""
         if self._head is None or self._head.current is None:
             return None
         manifest = self._read(self._head, self._head.current).manifest
@@ -233,7 +243,13 @@ class Writing:
             counts = {name: table.row_count for name, table in plan.tables.items()}
             same = current is not None and current.content_digest == plan.content_digest and not request.force
             if head is not None and current is not None and same:
-                return result_of("unchanged", head, current, row_counts=counts, seconds=self._watch.seconds)
+                # A rollback needs no lease: what was current when this writing began may not be any more.
+                now = self._store.head(head.dataset)
+                if now.current == current:
+                    return result_of("unchanged", now, current, row_counts=counts, seconds=self._watch.seconds)
+                check_writable(now, self.dataset.engine)
+                self._head = now
+                continue
             if head is None:
                 first = Head(self.dataset.name, new_incarnation_id(), self.dataset.engine)
                 head = create_head(self._store, first, new_operation_id())
@@ -290,7 +306,12 @@ class Writing:
                 cache=self._cache,
             )
             manifest = self._manifest(plan, request, checks, head, operation, stored)
-            manifest_bytes = manifest.to_bytes()
+            manifest_bytes = checked(
+                manifest.to_bytes(),
+                partial(Manifest.parse, where="the manifest"),
+                MAX_MANIFEST_BYTES,
+                f"the manifest of {head.dataset!r}",
+            )
             self._objects.write_if_absent(index_key(head.dataset, head.incarnation, operation), stored.index)
             self._objects.write_if_absent(manifest_key(head.dataset, head.incarnation, operation), manifest_bytes)
         hit(PUBLISH_AFTER_EFFECTS)

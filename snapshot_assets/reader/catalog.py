@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 
 from snapshot_assets.engines.duckdb_pool import READER_CONFIG
+from snapshot_assets.engines.sql import quoted
 from snapshot_assets.errors import (
     ConfigurationError,
     NotLoaded,
@@ -23,10 +24,12 @@ from snapshot_assets.errors import (
     UnsupportedEngine,
 )
 from snapshot_assets.ids import new_ulid
+from snapshot_assets.reader.data_dir import remove_folder
+from snapshot_assets.reader.explain import split_explain
 from snapshot_assets.reader.local_copy import LocalCopy
 from snapshot_assets.reader.serving import Lease
 from snapshot_assets.reader.settings import Current
-from snapshot_assets.reader.sqlite_scan import SCAN_REFUSED, SQLiteTable, quoted
+from snapshot_assets.reader.sqlite_scan import SCAN_REFUSED, SQLiteTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,14 +43,7 @@ _log = logging.getLogger(__name__)
 _MOST_READY: Final = 8
 """How many sessions are kept ready; a session belongs to one lease and is not used twice."""
 
-_READING: Final = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
-
-_CONTENTS: Final = """
-    select database_name, '', '' from duckdb_databases()
-    union all select database_name, schema_name, view_name from duckdb_views() where not internal and not temporary
-    union all select database_name, schema_name, table_name from duckdb_tables() where not temporary
-    order by all
-"""
+_DATABASES: Final = "select database_name, database_oid from duckdb_databases() where not internal order by all"
 
 
 class Catalog:
@@ -77,9 +73,12 @@ class Catalog:
     def connect(self, *, checked: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
         """A session of the caller's own, over the newest set of generations.
 
+        Nothing in a dataset can be changed. All sessions share the list of databases, though: what an ATTACH, DETACH
+        or ALTER DATABASE does to it is seen by all, and undone for new sessions when this lease ends.
+
         Args:
-            checked: the caller makes sure that nothing but SELECTs is run; the session is then not looked over for
-                changes that other sessions would see when its lease ends, which takes longer than a small query.
+            checked: the caller makes sure that nothing but SELECTs is run; the list of databases is then not looked
+                over when the lease ends, which takes longer than a small query.
 
         Raises:
             ConfigurationError: DuckDB refuses a setting of `catalog_config`.
@@ -90,8 +89,10 @@ class Catalog:
             with closing(sessions.take()) as session:
                 yield session
         finally:
-            whole = checked or sessions.is_whole()
-            self._leave(sessions)
+            try:
+                whole = checked or sessions.is_whole()
+            finally:
+                self._leave(sessions)
             if not whole:
                 _log.warning("a catalogue session changed what all sessions see; they are made anew")
                 self._replace(spoilt=sessions)
@@ -106,12 +107,7 @@ class Catalog:
         sessions = self._enter()
         try:
             with closing(sessions.take()) as session:
-                statements = session.extract_statements(sql)
-                if len(statements) != 1 or statements[0].type not in _READING:
-                    raise ReadOnlyDataset(
-                        "a catalogue runs one statement at a time, and only a SELECT or the EXPLAIN of one"
-                    )
-                return _to_arrow(session, statements[0], parameters)
+                return _to_arrow(session, _reading(session, sql), parameters)
         finally:
             self._leave(sessions)
 
@@ -173,9 +169,10 @@ class Catalog:
             followed = self._followed()
             sessions = self._sessions
             if sessions is None or sessions is spoilt or not sessions.shows(followed):
-                members = [member for one in followed if (member := _member(one))]
-                # Instances that shared a folder would take each other's temporary files for their own.
-                self._put(_Sessions(members, {"temp_directory": str(self._spill / new_ulid()), **self._config}))
+                with ExitStack() as held:
+                    members = [member for one in followed if (member := _member(one, held))]
+                    # Instances that shared a folder would take each other's temporary files for their own.
+                    self._put(_Sessions(members, self._spill / new_ulid(), self._config, held))
 
     def _put(self, sessions: _Sessions | None) -> None:
         with self._lock:
@@ -187,26 +184,27 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A dataset in a set of sessions; a use of its local copy is counted until `give_back`."""
+    """A dataset in a set of sessions."""
 
     copy: LocalCopy
     current: Current
-    give_back: Callable[[], None]
 
 
-def _member(followed: FollowedDataset) -> _Member | None:
-    """What a dataset serves now; the lease keeps its copy while a use of it is counted."""
+def _member(followed: FollowedDataset, held: ExitStack) -> _Member | None:
+    """What a dataset serves now, with a use of its local copy counted until `held` is closed."""
     lease = Lease(followed.provider.find)
     try:
         serving = lease.count()
     except NotLoaded:
         return None
     try:
+        # The lease keeps the copy while its use is counted.
         copy = serving.copy
         followed.folder.use(copy.name)
+        held.callback(followed.put_back, copy)
     finally:
         serving.leave(lease)
-    return _Member(copy, lease.current, lambda: followed.put_back(copy))
+    return _Member(copy, lease.current)
 
 
 class _Sessions:
@@ -214,19 +212,40 @@ class _Sessions:
 
     A registered object belongs to one connection, and making a session takes longer than a small query; so they are
     made ready when a lease ends, by its thread, rather than when one begins.
+
+    Sessions share whatever lies in the instance's databases. So all of these are files that are attached read-only,
+    also the instance's own, which is empty, and those with the views that stand for the tables of SQLite datasets.
+
+    Args:
+        members: what the sessions show.
+        folder: a folder that is made here and removed by `close`.
+        config: DuckDB's settings.
+        held: what `close` closes at last; nothing is taken from it when this raises.
+
+    Raises:
+        ConfigurationError: DuckDB refuses a setting.
+        UnsupportedEngine: a dataset has an engine whose data can not be shown.
+        ReaderError: the sessions can not be made for another reason.
     """
 
-    def __init__(self, members: Sequence[_Member], config: Mapping[str, Any]) -> None:
+    def __init__(self, members: Sequence[_Member], folder: Path, config: Mapping[str, Any], held: ExitStack) -> None:
         self.members = members
         self.leases = 0
+        self._folder = folder
         self._scans: dict[str, SQLiteTable] = {}
         self._ready: deque[duckdb.DuckDBPyConnection] = deque()
-        try:
-            self._root = self._open(config)
-            self._whole = self._contents()
-        except BaseException:
-            self._give_back()
-            raise
+        with ExitStack() as opened:
+            opened.callback(self._remove_folder)
+            try:
+                self._write_views()
+                self._root = opened.enter_context(closing(self._connect(config)))
+                self._attach_all()
+                self._whole = self._databases()
+            except (duckdb.Error, OSError) as error:
+                raise ReaderError(f"the catalogue can not show what is loaded: {error}") from error
+            opened.callback(self._close_ready)
+            self._opened = opened.pop_all()
+        self._held = held.pop_all()
 
     def take(self) -> duckdb.DuckDBPyConnection:
         """A session that nobody has used."""
@@ -246,46 +265,66 @@ class _Sessions:
             self._ready.append(self._session())
 
     def is_whole(self) -> bool:
-        """Whether every session still sees what was put here."""
-        return self._contents() == self._whole
+        """Whether every session still sees the databases that were attached here."""
+        try:
+            return self._databases() == self._whole
+        except duckdb.Error:
+            # Whatever a session has done that they can not be listed any more, new ones are needed.
+            return False
 
     def close(self) -> None:
         """Close everything and give the local copies back. No session is out."""
-        while self._ready:
-            self._ready.popleft().close()
-        self._root.close()
-        self._give_back()
+        with self._held, self._opened:
+            pass
 
-    def _open(self, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
+    def _write_views(self) -> None:
+        """Write the databases that are attached beside the datasets' own files. A view is bound to its scan by name."""
+        self._folder.mkdir(parents=True)
+        with closing(duckdb.connect(str(self._own_database), config=READER_CONFIG)) as builder:
+            for member in self.members:
+                manifest = member.copy.manifest
+                dataset = manifest.dataset
+                if manifest.engine != "sqlite":
+                    continue
+                builder.execute(f"attach '{_escaped(self._views_of(dataset))}' as {quoted(dataset)}")
+                for table, content in manifest.tables.items():
+                    scan = f"{dataset}.{table}"
+                    file = member.copy.files / manifest.files[0].path
+                    self._scans[scan] = SQLiteTable(file, table, content.schema.to_arrow())
+                    builder.register(scan, self._scans[scan])
+                    name = f"{quoted(dataset)}.main.{quoted(table)}"
+                    builder.execute(f"create view {name} as select * from {quoted(scan)}")
+
+    def _connect(self, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
+        settings = {"temp_directory": str(self._folder / "spilled"), **config}
         try:
-            root = duckdb.connect(":memory:", config=dict(config))
+            return duckdb.connect(str(self._own_database), read_only=True, config=settings)
         except duckdb.Error as error:
             raise ConfigurationError(f"DuckDB refuses the catalogue's settings: {error}") from error
-        try:
-            for member in self.members:
-                self._attach(root, member.copy)
-            root.execute("set enable_external_access = false")
-            root.execute("set lock_configuration = true")
-        except duckdb.Error as error:
-            root.close()
-            raise ReaderError(f"the catalogue can not show what is loaded: {error}") from error
-        return root
 
-    def _attach(self, root: duckdb.DuckDBPyConnection, copy: LocalCopy) -> None:
-        dataset = copy.manifest.dataset
-        files = [copy.files / file.path for file in copy.manifest.files]
-        match copy.manifest.engine:
-            case "duckdb":
-                root.execute(f"attach '{_escaped(files[0])}' as {quoted(dataset)} (read_only)")
-            case "sqlite":
-                root.execute(f"attach ':memory:' as {quoted(dataset)}")
-                for table, content in copy.manifest.tables.items():
-                    scan = f"{dataset}.{table}"
-                    self._scans[scan] = SQLiteTable(files[0], table, content.schema.to_arrow())
-                    root.register(scan, self._scans[scan])
-                    root.execute(f"create view {quoted(dataset)}.main.{quoted(table)} as select * from {quoted(scan)}")
-            case engine:
-                raise UnsupportedEngine(f"a catalogue can not show datasets of the engine {engine!r}", dataset=dataset)
+    def _attach_all(self) -> None:
+        for member in self.members:
+            manifest = member.copy.manifest
+            match manifest.engine:
+                case "duckdb":
+                    path = member.copy.files / manifest.files[0].path
+                case "sqlite":
+                    path = self._views_of(manifest.dataset)
+                case engine:
+                    raise UnsupportedEngine(
+                        f"a catalogue can not show datasets of the engine {engine!r}", dataset=manifest.dataset
+                    )
+            self._root.execute(f"attach '{_escaped(path)}' as {quoted(manifest.dataset)} (read_only)")
+        self._root.execute("set enable_external_access = false")
+        self._root.execute("set lock_configuration = true")
+
+    @property
+    def _own_database(self) -> Path:
+        # No dataset can have this name, which DuckDB gives to the database after its file.
+        return self._folder / "memory.duckdb"
+
+    def _views_of(self, dataset: str) -> Path:
+        return self._folder / f"{dataset}.duckdb"
 
     def _session(self) -> duckdb.DuckDBPyConnection:
         session = self._root.cursor()
@@ -293,13 +332,45 @@ class _Sessions:
             session.register(name, scan)
         return session
 
-    def _contents(self) -> list[tuple[Any, ...]]:
+    def _databases(self) -> list[tuple[Any, ...]]:
         with closing(self._root.cursor()) as cursor:
-            return cursor.execute(_CONTENTS).fetchall()
+            return cursor.execute(_DATABASES).fetchall()
 
-    def _give_back(self) -> None:
-        for member in self.members:
-            member.give_back()
+    def _close_ready(self) -> None:
+        while self._ready:
+            self._ready.popleft().close()
+
+    def _remove_folder(self) -> None:
+        try:
+            remove_folder(self._folder)
+        except OSError as error:
+            # It is removed at the next start, and a query that has its answer must not fail for it.
+            _log.warning("the catalogue's folder %s is not removed: %s", self._folder, error)
+
+
+def _reading(session: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
+    """The one statement of a text.
+
+    Raises:
+        ReadOnlyDataset: it is not one statement, or another one than a SELECT or the EXPLAIN of one.
+    """
+    statements = session.extract_statements(sql)
+    if len(statements) == 1:
+        kind = _kind(statements[0])
+        if kind is duckdb.StatementType.EXPLAIN:
+            explained = session.extract_statements(split_explain(statements[0].query)[1])
+            kind = _kind(explained[0]) if len(explained) == 1 else None
+        if kind is duckdb.StatementType.SELECT:
+            return statements[0]
+    raise ReadOnlyDataset("a catalogue runs one statement at a time, and only a SELECT or the EXPLAIN of one")
+
+
+def _kind(statement: duckdb.Statement) -> duckdb.StatementType | None:
+    try:
+        return statement.type
+    except ValueError:
+        # The parser knows kinds of statements for which DuckDB's Python package has no name.
+        return None
 
 
 def _to_arrow(

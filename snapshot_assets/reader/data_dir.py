@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from snapshot_assets.errors import ConfigurationError, DataDirBusy, DiskFull
+from snapshot_assets.durable import is_full, sync_folder, write_synced
+from snapshot_assets.errors import ConfigurationError, DataDirBusy, DiskFull, ReaderError
 from snapshot_assets.ids import new_ulid
 
 __all__ = [
@@ -21,17 +24,18 @@ __all__ = [
     "fsync_tree",
     "remove_folder",
     "replace_file",
-    "sync_folder",
+    "set_aside",
+    "try_to_remove",
 ]
+
+_log = logging.getLogger(__name__)
 
 BUILDING = ".building-"
 """Folders of this prefix are never opened, and are removed at start."""
 
-_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
-
 
 class DataDirLock:
-    """The right of this process to a data folder, from construction to `release`.
+    """The right of this process to a data folder, from construction to `release`; a context manager.
 
     Raises:
         DataDirBusy: another process, or another reader of this one, has it.
@@ -42,9 +46,9 @@ class DataDirLock:
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(data_dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"the data folder {data_dir} can not be used: {error}",
+                f"the data folder {str(data_dir)!r} can not be used: {error}",
                 hint="Name a folder that this user may make and write.",
             ) from error
         try:
@@ -53,29 +57,50 @@ class DataDirLock:
             holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip()
             os.close(self._descriptor)
             raise DataDirBusy(f"process {holder or 'unknown'} uses the data folder {data_dir}") from None
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._pid = os.getpid()
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{self._pid}\n".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise ConfigurationError(f"the data folder {str(data_dir)!r} can not be used: {error}") from error
 
     def release(self) -> None:
         """Let another process have the folder; the second call does nothing."""
         if self._descriptor >= 0:
+            if os.getpid() == self._pid:
+                # A forked child holds the same lock: closing alone would leave it locked for as long as that lives.
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
 
 @contextmanager
-def disk_errors(what: str, dataset: str) -> Iterator[None]:
-    """Turn a full disk into its typed error.
+def disk_errors(what: str, dataset: str, path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses at a path into a typed error, which says nothing of the data there.
 
     Raises:
         DiskFull: the body ran out of space or quota.
+        ReaderError: it was refused something else, such as a right, or one more open file.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _OUT_OF_SPACE:
-            raise DiskFull(f"the disk is full: {what}: {error}", dataset=dataset) from error
-        raise
+        if is_full(error):
+            raise DiskFull(f"the disk is full: {what}: {path}: {error}", dataset=dataset) from error
+        raise ReaderError(
+            f"{what}: {path}: {error}",
+            hint="Let this user read and write the folder and open enough files, then try again; nothing was lost.",
+            dataset=dataset,
+        ) from error
 
 
 def fresh_folder(folder: Path) -> Path:
@@ -83,15 +108,6 @@ def fresh_folder(folder: Path) -> Path:
     remove_folder(folder)
     folder.mkdir()
     return folder
-
-
-def sync_folder(folder: Path) -> None:
-    """Make what was created, renamed or removed in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fsync_tree(folder: Path) -> None:
@@ -110,10 +126,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Put a file's whole content in place at once, durably."""
     temporary = path.with_name(f"{BUILDING}{new_ulid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(temporary, data)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -121,10 +134,28 @@ def replace_file(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder so that no cut can leave half of it under its own name; a missing one is success."""
-    doomed = folder if folder.name.startswith(BUILDING) else folder.with_name(f"{BUILDING}{new_ulid()}")
-    with suppress(FileNotFoundError):
-        if doomed != folder:
-            folder.rename(doomed)
-        shutil.rmtree(doomed)
+def set_aside(path: Path) -> Path:
+    """Take a folder's or file's name away in one step; what is under the new name is never opened, only removed."""
+    doomed = path.with_name(f"{BUILDING}{new_ulid()}")
+    path.rename(doomed)
+    return doomed
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, or file, so that no cut leaves half of it under its own name; a missing one is success."""
+    try:
+        doomed = path if path.name.startswith(BUILDING) else set_aside(path)
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed)
+        else:
+            doomed.unlink()
+    except FileNotFoundError:
+        return
+
+
+def try_to_remove(path: Path) -> None:
+    """`remove_folder`, where what is left must not stand in the way of anything: a failure is logged."""
+    try:
+        remove_folder(path)
+    except OSError as error:
+        _log.warning("%s can not be removed now; the next start tries again: %s", path, error)

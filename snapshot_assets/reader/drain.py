@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from snapshot_assets.clock import Clock
@@ -51,8 +53,7 @@ class Drains:
         with self._lock:
             self._drains.append(_Drain(serving, done, deadline))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="snapshot-assets-drain", daemon=True)
-                self._thread.start()
+                self._start()
         serving.drain(self._wake)
 
     def serving(self) -> list[Serving]:
@@ -62,16 +63,29 @@ class Drains:
 
     def close(self) -> None:
         """Stop the thread. What still has leases is closed by the thread that ends the last of them."""
+        self._stop()
+        atexit.unregister(self._stop)
+        self._close_idle()
+
+    def _start(self) -> None:
+        try:
+            self._thread = _new_thread(self._run)
+        except RuntimeError as error:
+            _log.warning("old generations are closed by whoever ends their last lease: %s", error)
+            return
+        # A thread that is inside DuckDB when the interpreter goes away takes the whole process down.
+        atexit.register(self._stop)
+
+    def _stop(self) -> None:
         with self._lock:
             self._closed = True
             thread = self._thread
         self._changed.set()
         if thread is not None:
             thread.join()
-        self._close_idle()
 
     def _wake(self) -> None:
-        if self._closed:
+        if self._closed or self._thread is None:
             self._close_idle()
         else:
             self._changed.set()
@@ -94,12 +108,10 @@ class Drains:
             idle = [drain for drain in self._drains if drain.serving.is_drained]
             self._drains = [drain for drain in self._drains if drain not in idle]
         for drain in idle:
-            try:
+            with _only_logged(drain, "the pool of generation %d was not closed"):
                 drain.serving.pool.close()
+            with _only_logged(drain, "the local copy of generation %d was not put away"):
                 drain.done()
-            except OSError:
-                # A file system that refuses a deletion must not end the thread that all other drains need.
-                _log.exception("generation %d was not put away", drain.serving.current.generation)
 
     def _report_late(self) -> None:
         now = self._clock.monotonic()
@@ -118,4 +130,20 @@ class Drains:
                 ", ".join(f"{holder.thread} ({holder.seconds:.1f} s)" for holder in status.holders),
             )
             if self._policy is DrainPolicy.CANCEL:
-                drain.serving.interrupt()
+                with _only_logged(drain, "the leases of generation %d were not interrupted"):
+                    drain.serving.interrupt()
+
+
+@contextmanager
+def _only_logged(drain: _Drain, what: str) -> Iterator[None]:
+    """Log what goes wrong with one drain: it must not end the thread, or the lease, that all others need."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - each engine and file system has errors of its own
+        _log.exception(f"%s: {what}", drain.serving.copy.manifest.dataset, drain.serving.current.generation)
+
+
+def _new_thread(run: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=run, name="snapshot-assets-drain", daemon=True)
+    thread.start()
+    return thread

@@ -11,8 +11,9 @@ from typing import Final
 
 from snapshot_assets.content.restore import Donor, restore_files
 from snapshot_assets.content.snapshot import Content, read_content
+from snapshot_assets.durable import sync_folder, write_synced
 from snapshot_assets.engines.registry import engine_named
-from snapshot_assets.errors import CorruptCapture, DiskFull, SnapshotDamaged
+from snapshot_assets.errors import CorruptCapture, DiskFull, SnapshotAssetsError, SnapshotDamaged
 from snapshot_assets.failpoints import (
     REFRESH_AFTER_FETCH,
     REFRESH_AFTER_INSTALL,
@@ -23,7 +24,7 @@ from snapshot_assets.failpoints import (
 )
 from snapshot_assets.model.head import Head, SnapshotEntry
 from snapshot_assets.model.schema import schemas_compatible
-from snapshot_assets.reader.data_dir import disk_errors, fsync_tree, remove_folder, sync_folder
+from snapshot_assets.reader.data_dir import disk_errors, fsync_tree, remove_folder, try_to_remove
 from snapshot_assets.reader.local_copy import DatasetFolder, LocalCopy, copy_name
 from snapshot_assets.store.contract import Store
 
@@ -68,6 +69,7 @@ def obtain_copy(
         SnapshotDamaged: an object is missing or holds other bytes, or the engine does not open what they make.
         EngineTooOld: this process's engine can not read it; nothing was downloaded.
         DiskFull: it would not, or did not, fit.
+        ReaderError: the operating system refuses something; a local copy that is there stays.
         StoreUnavailable: the store does not answer.
     """
     name = copy_name(head.incarnation, entry.snapshot_id)
@@ -81,7 +83,7 @@ def obtain_copy(
             f"the manifest of snapshot {entry.snapshot_id} has other columns than the head says", dataset=head.dataset
         )
     engine_named(manifest.engine).check_readable(manifest)
-    with disk_errors("the local copy is not complete", head.dataset):
+    with disk_errors("a local copy can not be made", head.dataset, folder.path):
         _check_room(folder.path, content)
         building = folder.building()
         try:
@@ -90,7 +92,7 @@ def obtain_copy(
             failpoints.hit(REFRESH_AFTER_FETCH)
             ready = _put_in_place(folder, copy, failpoints)
         except BaseException:
-            remove_folder(building)
+            try_to_remove(building)
             raise
     return Obtained(ready, fetched_bytes, reused_bytes)
 
@@ -129,8 +131,10 @@ def _fill(
             index_folder=copy.index,
             on_segment=on_segment,
         )
-    (copy.folder / "snapshot.json").write_bytes(copy.describe())
-    fsync_tree(copy.folder)
+    # The files were made durable when they were restored.
+    fsync_tree(copy.index)
+    write_synced(copy.folder / "snapshot.json", copy.describe())
+    sync_folder(copy.folder)
     return restored.fetched_bytes, restored.reused_bytes
 
 
@@ -139,8 +143,8 @@ def _donors(local_copies: list[LocalCopy]) -> list[Donor]:
     for local in local_copies:
         try:
             donors.append(Donor(local.files, local.content(), local.index))
-        except SnapshotDamaged as error:
-            _log.warning("%s: nothing is reused from it", error)
+        except (SnapshotAssetsError, OSError) as error:
+            _log.warning("nothing is reused from the local copy %s: %s", local.folder, error)
     return donors
 
 
@@ -164,11 +168,12 @@ def _put_in_place(folder: DatasetFolder, copy: LocalCopy, failpoints: Failpoints
                 dataset=manifest.dataset,
             ) from error
         failpoints.hit(REFRESH_AFTER_INSTALL)
+        # What `install` wrote among the files; where it wrote nothing they are durable already, and this is cheap.
         fsync_tree(placed.files)
         placed.mark_ready()
         failpoints.hit(REFRESH_AFTER_READY)
     except BaseException:
-        remove_folder(final)
+        try_to_remove(final)
         raise
     folder.adopt(placed.name)
     return placed

@@ -30,7 +30,7 @@ from snapshot_assets.reader.provider import SnapshotProvider
 from snapshot_assets.reader.registry import PoolRegistry
 from snapshot_assets.reader.serving import Serving
 from snapshot_assets.reader.settings import Current, OnDamage, OnDropped, ReaderSettings, RefreshResult
-from snapshot_assets.reader.status import DatasetState, DatasetStatus, Failure, Swap
+from snapshot_assets.reader.status import DatasetStatus, Failure, Outcome, Swap
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["FollowedDataset", "ReaderParts"]
@@ -71,46 +71,49 @@ class FollowedDataset:
         self._lock = threading.Lock()
         self._recovered = False
         self._closed = False
-        self._state: DatasetState = "waiting"
-        self._found: DatasetState = "waiting"
+        self._outcome = Outcome("waiting")
         self._head_generation: int | None = None
-        self._last_error: Failure | None = None
-        self._damage: Failure | None = None
+        self._floor = 0
         self._swaps: deque[Swap] = deque(maxlen=_REMEMBERED_SWAPS)
-        self._written: LocalState | None = None
-        self._warned_of: tuple[int, int] | None = None
+        self._warned_of: tuple[int | None, ...] = ()
 
     # Start, from the disk alone.
 
     def recover(self) -> None:
-        """Serve what was served last, if it is whole; the store is not asked. Later calls do nothing.
+        """Serve what was served last, if it is whole; the store is not asked. Once it succeeded, calls do nothing.
 
         Raises:
             EngineTooOld: this process's engine can not read it.
+            ReaderError: the reader is closed.
+            UnsupportedFormatVersion: a newer version of this package wrote the folder; nothing of it was changed.
+            ReaderError: the operating system or the engine refuses something now; nothing that is whole was removed.
         """
-        with self._lock, disk_errors("the data folder can not be recovered", self.name):
+        with self._lock, disk_errors("what was served can not be recovered", self.name, self.folder.path):
+            self._parts.check_open()
             if self._recovered:
                 return
-            self.folder.recover()
-            self._recovered = True
             try:
                 state = self.folder.state()
             except DocumentDamaged as error:
                 _log.warning("%s: what was served before is not known", error)
                 state = None
-            if state is None:
-                return
-            name = copy_name(state.incarnation, state.snapshot_id)
-            copy = self.folder.find(name, digests=self._parts.settings.verify_on_start)
-            if copy is None:
-                return
-            try:
-                self._serve(copy, state.generation)
-            except SnapshotDamaged as error:
-                _log.warning("%s: the local copy is removed and fetched again", error)
-                self.folder.discard(name)
-                return
-            self._written = state
+            self.folder.recover()
+            if state is not None:
+                self._floor = state.generation
+                self._serve_again(state)
+            self._recovered = True
+
+    def _serve_again(self, state: LocalState) -> None:
+        name = copy_name(state.incarnation, state.snapshot_id)
+        copy = self.folder.find(name, digests=self._parts.settings.verify_on_start)
+        if copy is None:
+            return
+        try:
+            self._serve(copy, state.generation)
+        except SnapshotDamaged as error:
+            _log.warning("%s: the local copy is removed and fetched again", error)
+        else:
+            self._outcome = Outcome("loaded")
             self.folder.retire()
 
     # Refresh.
@@ -124,18 +127,18 @@ class FollowedDataset:
         with self._lock:
             self._parts.check_open()
             started = self._parts.clock.monotonic()
-            self._damage = None
+            fall_back = fall_back or self._parts.settings.on_damage is OnDamage.FALLBACK
             try:
-                result = self._attempt(
-                    started, fall_back=fall_back or self._parts.settings.on_damage is OnDamage.FALLBACK
-                )
+                with disk_errors("the refresh failed", self.name, self.folder.path):
+                    result, outcome = self._attempt(started, fall_back=fall_back)
+                    # What an earlier refresh could not write down, though there was nothing to do in this one.
+                    self._write_state()
             except SnapshotAssetsError as error:
                 error.dataset = error.dataset or self.name
-                self._state = "error"
-                self._last_error = Failure.of(error, self._parts.clock.now_ms())
+                self.token = None
+                self._outcome = replace(self._outcome, error=self._failure(error), failed=True)
                 raise
-            self._state = self._found
-            self._last_error = self._damage
+            self._outcome = outcome
             return replace(result, seconds=self._parts.clock.monotonic() - started)
 
     def note_look(self, *, absent: bool = False, error: SnapshotAssetsError | None = None) -> None:
@@ -148,13 +151,15 @@ class FollowedDataset:
         try:
             if absent:
                 self.token = None
-                self._found = "waiting"
-            self._state = "error" if error else self._found
-            self._last_error = Failure.of(error, self._parts.clock.now_ms()) if error else None
+            found = "waiting" if absent else self._outcome.found
+            self._outcome = Outcome(found, self._failure(error) if error else None, failed=error is not None)
         finally:
             self._lock.release()
 
-    def _attempt(self, started: float, *, fall_back: bool) -> RefreshResult:
+    def _failure(self, error: SnapshotAssetsError) -> Failure:
+        return Failure.of(error, self._parts.clock.now_ms())
+
+    def _attempt(self, started: float, *, fall_back: bool) -> tuple[RefreshResult, Outcome]:
         store = self._parts.store
         try:
             found = (
@@ -162,10 +167,9 @@ class FollowedDataset:
             )
         except NotFound:
             self.token = None
-            self._found = "waiting"
-            return self._result("waiting")
+            return self._result("waiting"), Outcome("waiting")
         if found is None:
-            return self._result("not_modified")
+            return self._result("not_modified"), Outcome(self._outcome.found)
         self.token = None
         for _ in range(_MOST_RESTARTS):
             head, token = found
@@ -176,14 +180,14 @@ class FollowedDataset:
                     result = self._load(head, head.current, head.generation, started)
                 except SnapshotDamaged as damage:
                     found = store.read_head(self.name)
-                    if not _same_current(found[0], head):
+                    if found[0].generation != head.generation:
                         continue
                     if not fall_back:
                         raise
-                    return self._fall_back(head, damage, started)
+                    return self._fall_back(head, damage, started), Outcome("loaded", self._failure(damage))
             if self._has_all_of(head):
                 self.token = token
-            return result
+            return result, Outcome(self._found_in(head))
         raise ReaderError(
             f"the head of {self.name!r} moved on during each of {_MOST_RESTARTS} attempts to load it",
             hint="Publish less often than a refresh takes, or keep more snapshots.",
@@ -193,66 +197,58 @@ class FollowedDataset:
         """The result, if there is nothing to load; none if what the head calls current is to be loaded."""
         self._head_generation = head.generation
         serving = self.provider.serving
-        self._found = "loaded" if serving else "waiting"
         if serving is not None and head.generation <= serving.current.generation:
-            if not self._serves_current_of(head):
+            if not self._serves(head, head.current_snapshot_id):
                 self._warn_of_return(head, serving.current)
-            self._write_state(serving.current)
             return self._result("not_modified")
+        if head.generation < self._floor:
+            raise ReaderError(
+                f"the store went back: the head of {self.name!r} has generation {head.generation}, and this reader has "
+                f"served {self._floor}, of which it has no whole copy any more",
+                hint=f"Restore the store or publish until it is ahead; or remove {self.folder.path} to accept less.",
+            )
         if head.status is Status.DROPPED or head.current is None:
-            return self._without_snapshot(head)
-        if serving is not None and self._serves_current_of(head):
+            if self._parts.settings.on_dropped is OnDropped.UNLOAD:
+                self._unload()
+            return self._result("not_modified" if self.provider.serving else "waiting")
+        if serving is not None and self._serves(head, head.current_snapshot_id):
+            self._floor = head.generation
             serving.current = replace(serving.current, generation=head.generation)
-            self._write_state(serving.current)
             self._parts.on_change()
             return self._result("noted")
         return None
 
-    def _without_snapshot(self, head: Head) -> RefreshResult:
-        if head.status is Status.DROPPED:
-            self._found = "dropped"
-        serving = self.provider.serving
-        if serving is None:
-            return self._result("waiting")
-        if self._parts.settings.on_dropped is OnDropped.KEEP:
-            return self._result("not_modified")
-        self._unload()
-        return self._result("waiting")
-
     def _warn_of_return(self, head: Head, current: Current) -> None:
-        seen = (head.generation, current.generation)
+        seen = (head.generation, head.current_snapshot_id, current.generation, current.snapshot_id)
         if self._warned_of != seen:
             self._warned_of = seen
             _log.warning(
                 "%s: the store went back: its head has generation %d, snapshot %s; generation %d, snapshot %d goes on "
                 "being served",
                 self.name,
-                head.generation,
-                head.current_snapshot_id,
-                current.generation,
-                current.snapshot_id,
+                *seen,
             )
 
     def _fall_back(self, head: Head, damage: SnapshotDamaged, started: float) -> RefreshResult:
         """Load the next older listed snapshot that is whole.
 
         It is loaded under the generation before the head's: nobody is told that the head's generation is served, and
-        the next attempt tries that one again.
+        the next attempt tries that one again. What is served already goes on being served, and nothing older instead.
         """
         generation = head.generation - 1
-        serving = self.provider.serving
-        if serving is not None and serving.current.generation >= generation:
+        if generation < self._floor or (self.provider.serving is not None and generation == self._floor):
             raise damage
         for entry in reversed(head.snapshots):
             if head.current_snapshot_id is None or entry.snapshot_id >= head.current_snapshot_id:
                 continue
+            if self._serves(head, entry.snapshot_id):
+                raise damage
             try:
                 result = self._load(head, entry, generation, started)
             except SnapshotDamaged as error:
                 _log.warning("%s: snapshot %d is damaged too: %s", self.name, entry.snapshot_id, error)
                 continue
             _log.warning("%s: %s; snapshot %d is served instead", self.name, damage, entry.snapshot_id)
-            self._damage = Failure.of(damage, self._parts.clock.now_ms())
             return result
         raise damage
 
@@ -262,18 +258,19 @@ class FollowedDataset:
         self._check_schema(head.tables(entry.schema_id))
         parts = self._parts
         obtained = obtain_copy(parts.store.objects, self.folder, head, entry, parts.failpoints, parts.check_open)
-        try:
-            serving = self._serve(obtained.copy, generation)
-        except SnapshotDamaged:
-            self.folder.discard(obtained.copy.name)
-            raise
-        self._note_swap(serving.current, obtained, started)
-        parts.failpoints.hit(REFRESH_AFTER_SWAP)
-        self._write_state(serving.current)
-        parts.failpoints.hit(REFRESH_AFTER_STATE)
-        self.folder.served(obtained.copy)
-        self.folder.retire()
+        current = self._serve(obtained.copy, generation)
         parts.on_change()
+        seconds = parts.clock.monotonic() - started
+        bytes_moved = obtained.fetched_bytes, obtained.reused_bytes
+        self._swaps.append(Swap(generation, current.snapshot_id, current.loaded_at_ms, seconds, *bytes_moved))
+        try:
+            parts.failpoints.hit(REFRESH_AFTER_SWAP)
+            self._write_state()
+            parts.failpoints.hit(REFRESH_AFTER_STATE)
+        finally:
+            # The swap has happened, whatever a full disk says; and what is deleted now makes room for the state.
+            self.folder.served(obtained.copy)
+            self.folder.retire()
         return self._result("loaded", obtained)
 
     def _check_schema(self, offered: Mapping[str, TableSchema]) -> None:
@@ -285,24 +282,26 @@ class FollowedDataset:
         if accepted is not None:
             check_schema(self.name, accepted, offered, settings.schema_policy)
 
-    def _serve(self, copy: LocalCopy, generation: int) -> Serving:
-        """Open a local copy, whose use passes on from the caller, try it, and swap to it."""
+    def _serve(self, copy: LocalCopy, generation: int) -> Current:
+        """Open a local copy, whose use passes on from the caller, try it, and swap to it.
+
+        A copy that is damaged is deleted, unless somebody else still uses it.
+        """
         try:
             # By the copy's name: a copy that still drains is the same DuckDB instance, and must have the same settings.
             pool = open_copy(self._parts.registry, copy, self._parts.spill / copy.name)
+        except SnapshotDamaged:
+            self.folder.discard(copy.name)
+            raise
         except BaseException:
             self.folder.give_back(copy.name)
             raise
-        serving = Serving(
-            copy,
-            pool,
-            Current(generation, copy.entry.snapshot_id, copy.incarnation, self._parts.clock.now_ms()),
-        )
-        old = self.provider.swap(serving)
-        self._state = self._found = "loaded"
+        current = Current(generation, copy.entry.snapshot_id, copy.incarnation, self._parts.clock.now_ms())
+        old = self.provider.swap(Serving(copy, pool, current))
+        self._floor = generation
         if old is not None:
             self._drain(old, keep=None)
-        return serving
+        return current
 
     def _drain(self, old: Serving, keep: int | None) -> None:
         """Let go of what was served; `keep` is for the local copies that stay when it has ended."""
@@ -315,18 +314,18 @@ class FollowedDataset:
 
     def _unload(self) -> None:
         old = self.provider.swap(None)
-        self._written = None
-        self.folder.forget_state()
         if old is not None:
             self._drain(old, keep=0)
-        self._parts.on_change()
+            self._parts.on_change()
+        self.folder.forget_state()
 
-    def _write_state(self, current: Current) -> None:
-        state = LocalState(current.incarnation, current.generation, current.snapshot_id)
-        if state != self._written:
-            with disk_errors("what is served is not written down", self.name):
-                self.folder.write_state(state)
-            self._written = state
+    def _write_state(self) -> None:
+        """Name what is served, for the next start."""
+        serving = self.provider.serving
+        if serving is not None:
+            current = serving.current
+            with disk_errors("what is served is not written down", self.name, self.folder.path):
+                self.folder.write_state(LocalState(current.incarnation, current.generation, current.snapshot_id))
 
     def put_back(self, copy: LocalCopy, keep: int | None = None) -> None:
         """End a use of a local copy; copies that are neither warm nor in use any more are deleted."""
@@ -337,31 +336,23 @@ class FollowedDataset:
 
     # What is told.
 
-    def _serves_current_of(self, head: Head) -> bool:
+    def _serves(self, head: Head, snapshot_id: int | None) -> bool:
         serving = self.provider.serving
         return serving is not None and (serving.current.incarnation, serving.current.snapshot_id) == (
             head.incarnation,
-            head.current_snapshot_id,
+            snapshot_id,
         )
+
+    def _found_in(self, head: Head) -> Literal["loaded", "waiting", "dropped"]:
+        if head.status is Status.DROPPED:
+            return "dropped"
+        return "loaded" if self.provider.serving else "waiting"
 
     def _has_all_of(self, head: Head) -> bool:
         """Whether there is nothing left to do until the head changes, so that its token may be remembered."""
         if self.provider.serving is None:
             return head.status is Status.DROPPED or head.current is None
-        return self._serves_current_of(head)
-
-    def _note_swap(self, current: Current, obtained: Obtained, started: float) -> None:
-        now = self._parts.clock.monotonic()
-        self._swaps.append(
-            Swap(
-                current.generation,
-                current.snapshot_id,
-                current.loaded_at_ms,
-                now - started,
-                obtained.fetched_bytes,
-                obtained.reused_bytes,
-            )
-        )
+        return self._serves(head, head.current_snapshot_id)
 
     def _result(
         self, outcome: Literal["loaded", "not_modified", "waiting", "noted"], obtained: Obtained | None = None
@@ -382,7 +373,7 @@ class FollowedDataset:
         now_ms = self._parts.clock.now_ms()
         return DatasetStatus(
             dataset=self.name,
-            state=self._state,
+            state=self._outcome.state,
             current=serving.current if serving else None,
             age_seconds=(now_ms - serving.copy.entry.committed_at_ms) / 1000 if serving else None,
             head_generation=self._head_generation,
@@ -390,7 +381,7 @@ class FollowedDataset:
             draining=tuple(
                 old.draining() for old in self._parts.drains.serving() if old.copy.manifest.dataset == self.name
             ),
-            last_error=self._last_error,
+            last_error=self._outcome.error,
             swaps=tuple(self._swaps),
             row_counts={name: table.row_count for name, table in serving.copy.manifest.tables.items()}
             if serving
@@ -405,11 +396,3 @@ class FollowedDataset:
             old = self.provider.close()
             if old is not None:
                 self._drain(old, keep=None)
-
-
-def _same_current(one: Head, other: Head) -> bool:
-    return (one.incarnation, one.generation, one.current_snapshot_id) == (
-        other.incarnation,
-        other.generation,
-        other.current_snapshot_id,
-    )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from snapshot_assets.engines.contract import Pool
 from snapshot_assets.engines.registry import engine_named
-from snapshot_assets.errors import SchemaIncompatible, SnapshotDamaged
+from snapshot_assets.engines.sql import quoted
+from snapshot_assets.errors import ReaderError, SchemaIncompatible
+from snapshot_assets.model.manifest import Manifest
 from snapshot_assets.model.schema import SchemaPolicy, TableSchema, difference, schemas_compatible
 from snapshot_assets.reader.local_copy import LocalCopy
 from snapshot_assets.reader.registry import InstanceKey, PoolRegistry
-from snapshot_assets.reader.sqlite_scan import quoted
 
 __all__ = ["check_schema", "open_copy"]
 
@@ -33,27 +34,49 @@ def check_schema(
 
 
 def open_copy(registry: PoolRegistry, copy: LocalCopy, scratch: Path) -> Pool:
-    """The pool of a local copy, each of its tables tried. `scratch` is for what its queries can not hold in memory.
+    """A new pool of a local copy, each of its tables tried. `scratch` is for what its queries can not hold in memory.
+
+    The engine's word is not taken for damage: it opened these very bytes when they were made ready, and running out of
+    memory or of open files looks the same. So the bytes are looked at, and fetching them again is for wrong ones only.
 
     Raises:
         EngineTooOld: this process's engine can not read it.
-        SnapshotDamaged: the engine does not open it, or does not read a table that the manifest names.
+        SnapshotDamaged: the copy does not hold the bytes that its manifest names.
+        ReaderError: the engine can not open it now; or it is open already, and its pool has another owner.
+        OSError: its bytes can not be looked at.
     """
     manifest = copy.manifest
     engine = engine_named(manifest.engine)
     engine.check_readable(manifest)
-    key = InstanceKey.file(copy.files)
-    pool = registry.get_or_create(key, lambda: engine.open_pool(copy.files, manifest, scratch=scratch))
+    made: list[Pool] = []
+
+    def make() -> Pool:
+        made.append(_tried(engine.open_pool(copy.files, manifest, scratch=scratch), manifest))
+        return made[0]
+
+    try:
+        pool = registry.get_or_create(InstanceKey.file(copy.files), make)
+    except Exception as error:  # each engine has errors of its own
+        copy.check_sizes()
+        copy.check_digests()
+        raise ReaderError(
+            f"the local copy {copy.folder} is whole, and {manifest.engine} can not open and read it now: {error}",
+            hint="Give the process more memory, or more open files, as the message says; it is kept and tried again.",
+            dataset=manifest.dataset,
+        ) from error
+    if not made:
+        raise ReaderError(f"the local copy {copy.folder} is open already", dataset=manifest.dataset)
+    return pool
+
+
+def _tried(pool: Pool, manifest: Manifest) -> Pool:
+    """The pool, unless one of the tables that the manifest names can not be read; it is closed then."""
     try:
         for table in manifest.tables:
             # Engines differ in what a dot in a name means; tables of such names are tried by `Engine.verify` only.
             if "." not in table:
                 pool.query(f"select 1 from {quoted(table)} limit 1")
-    except Exception as error:
-        registry.invalidate_instance(key)
+    except BaseException:
         pool.close()
-        # Each engine has errors of its own; whatever it says of a table that the manifest names, it is damage.
-        raise SnapshotDamaged(
-            f"the local copy {copy.folder} opens, and its tables can not be read: {error}", dataset=manifest.dataset
-        ) from error
+        raise
     return pool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import random
 import threading
@@ -57,12 +58,16 @@ class Polling:
                 return
             if self._thread is None:
                 self._workers = ThreadPoolExecutor(self._threads, thread_name_prefix="snapshot-assets-refresh")
-                self._thread = threading.Thread(target=self._run, name="snapshot-assets-poll", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="snapshot-assets-poll", daemon=True)
+                thread.start()
+                self._thread = thread
+                # A thread that is inside a library when the interpreter goes away can take the whole process down.
+                atexit.register(self.close)
         self._wake.set()
 
     def close(self) -> None:
         """Stop; refreshes that are under way end first."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
         self._wake.set()
@@ -74,7 +79,11 @@ class Polling:
     def _run(self) -> None:
         while not self._closed:
             self._wake.clear()
-            self._look()
+            try:
+                self._look()
+            except Exception:  # noqa: BLE001 - what nobody foresaw is logged whole, and polling goes on
+                _log.exception("the look at the store failed and is tried again")
+                self._backoff.failed("")
             self._clock.wait(self._wake, max(self._interval, self._backoff.pause("")) * _jitter())
 
     def _look(self) -> None:
@@ -100,7 +109,11 @@ class Polling:
             if self._closed or self._workers is None or dataset.name in self._busy:
                 return
             self._busy.add(dataset.name)
-            self._workers.submit(self._refresh, dataset)
+            try:
+                self._workers.submit(self._refresh, dataset)
+            except BaseException:
+                self._busy.discard(dataset.name)
+                raise
 
     def _refresh(self, dataset: FollowedDataset) -> None:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from snapshot_assets.clock import SYSTEM_CLOCK, Clock
-from snapshot_assets.errors import NotLoaded, ReaderError, SnapshotAssetsError
+from snapshot_assets.errors import ConfigurationError, NotLoaded, ReaderError, SnapshotAssetsError
 from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
 from snapshot_assets.ids import check_dataset_name
 from snapshot_assets.reader.catalog import Catalog
@@ -67,7 +68,16 @@ class SnapshotReader:
         self._followed: dict[str, FollowedDataset] = {}
         self._polled: set[str] = set()
         self._data_dir_lock = DataDirLock(self.data_dir)
-        spill = fresh_folder(self.data_dir / ".spill")
+        try:
+            spill = fresh_folder(self.data_dir / ".spill")
+        except BaseException as error:
+            self._data_dir_lock.release()
+            if not isinstance(error, OSError):
+                raise
+            raise ConfigurationError(
+                f"the data folder {self.data_dir} can not be used: its .spill can not be made anew: {error}",
+                hint="Remove what lies there, or name a folder that this user may make and write.",
+            ) from error
         self._drains = Drains(clock, self.settings.drain_timeout, self.settings.drain_policy)
         self._catalog = Catalog(self._datasets, self.settings.catalog_config, spill)
         self._parts = ReaderParts(
@@ -169,20 +179,22 @@ class SnapshotReader:
     def close(self) -> None:
         """Stop polling, give no more leases, close the pools, and let another process have the data folder.
 
-        A fetch under way is abandoned. Leases that are out go on; each pool is closed when its last one ends. The
-        second call does nothing.
+        A fetch under way is abandoned. Leases that are out go on; each pool is closed when its last one ends. What
+        interrupts one of these steps does not keep the others from being done. The second call does nothing.
         """
         with self._lock:
             if self._closed.is_set():
                 return
             self._closed.set()
-        if self._polling is not None:
-            self._polling.close()
-        for followed in list(self._known.values()):
-            followed.close()
-        self._catalog.close()
-        self._drains.close()
-        self._data_dir_lock.release()
+        with ExitStack() as steps:
+            # The last one first.
+            steps.callback(self._data_dir_lock.release)
+            steps.callback(self._drains.close)
+            steps.callback(self._catalog.close)
+            for followed in list(self._known.values()):
+                steps.callback(followed.close)
+            if self._polling is not None:
+                steps.callback(self._polling.close)
 
     def __enter__(self) -> Self:
         return self

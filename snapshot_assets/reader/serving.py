@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -14,6 +15,8 @@ from snapshot_assets.reader.settings import Current
 from snapshot_assets.reader.status import Draining, Holder
 
 __all__ = ["Lease", "Serving"]
+
+_log = logging.getLogger(__name__)
 
 
 class Serving:
@@ -79,7 +82,11 @@ class Serving:
         with self._lock:
             for lease in self._leases.values():
                 if lease.connection is not None:
-                    lease.connection.interrupt()
+                    try:
+                        lease.connection.interrupt()
+                    except Exception as error:  # noqa: BLE001 - each engine has errors of its own
+                        # A holder that closed its connection runs nothing; the others are interrupted all the same.
+                        _log.info("%s: a lease is not interrupted: %s", self.copy.manifest.dataset, error)
 
     def holders(self) -> tuple[Holder, ...]:
         """Who holds leases, the oldest first."""

@@ -11,12 +11,13 @@ import adbc_driver_sqlite.dbapi as adbc
 import pyarrow as pa
 import pyarrow.dataset
 
+from snapshot_assets.engines.sql import quoted
 from snapshot_assets.errors import ReaderError
 
 if TYPE_CHECKING:
     from pyarrow.compute import Expression
 
-__all__ = ["SCAN_REFUSED", "SQLiteTable", "quoted"]
+__all__ = ["SCAN_REFUSED", "SQLiteTable"]
 
 SCAN_REFUSED: Final = "can not be read with its declared types"
 """In the message of every error with which a scan ends; DuckDB hands on the message only."""
@@ -117,8 +118,3 @@ class SQLiteTable(pyarrow.dataset.Dataset):  # type: ignore[misc]  # pyarrow has
             f"table {self._table!r} of {self._path.name} {SCAN_REFUSED}: {what}",
             hint="Query the dataset by itself, with its own engine, or store values of the declared types.",
         )
-
-
-def quoted(name: str) -> str:
-    """A SQL identifier, as SQLite and DuckDB both read it."""
-    return '"' + name.replace('"', '""') + '"'

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from snapshot_assets.errors import SnapshotAssetsError
 from snapshot_assets.reader.settings import Current
 
-__all__ = ["DatasetState", "DatasetStatus", "Draining", "Failure", "Holder", "Swap"]
+__all__ = ["DatasetState", "DatasetStatus", "Draining", "Failure", "Holder", "Outcome", "Swap"]
 
 DatasetState = Literal["loaded", "waiting", "dropped", "error"]
 """Of the last attempt: it ended well, found nothing published, found the dataset dropped, or failed."""
@@ -51,6 +51,24 @@ class Failure:
     def of(cls, error: SnapshotAssetsError, at_ms: int) -> Failure:
         """What an error says, and when it was raised."""
         return cls(error.kind, error.message, error.hint, at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the last attempt ended.
+
+    `found` is what the last one that succeeded found. `error` is why this one failed; or, when it did not, why an older
+    snapshot than the head's was loaded.
+    """
+
+    found: Literal["loaded", "waiting", "dropped"]
+    error: Failure | None = None
+    failed: bool = False
+
+    @property
+    def state(self) -> DatasetState:
+        """The state that a status shows."""
+        return "error" if self.failed else self.found
 
 
 @dataclass(frozen=True, slots=True)

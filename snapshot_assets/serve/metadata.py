@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
+from snapshot_assets.engines.sql import quoted
 from snapshot_assets.serve.messages import (
     CommandGetCatalogs,
     CommandGetDbSchemas,
@@ -102,7 +103,7 @@ def _tables(command: CommandGetTables, ask: Ask, datasets: Collection[str]) -> p
     ]
     if command.include_schema:
         for row in rows:
-            path = ".".join(_quoted(row[part]) for part in ("catalog_name", "db_schema_name", "table_name"))
+            path = ".".join(quoted(row[part]) for part in ("catalog_name", "db_schema_name", "table_name"))
             row["table_schema"] = ask.columns(f"SELECT * FROM {path}").serialize().to_pybytes()
         return pa.Table.from_pylist(rows, schema=_TABLES_WITH_SCHEMA)
     return pa.Table.from_pylist(rows, schema=_TABLES)
@@ -114,7 +115,3 @@ def _among(datasets: Collection[str], catalog: str | None) -> list[str]:
 
 def _pattern(pattern: str | None) -> str:
     return "%" if pattern is None else pattern
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -18,6 +18,7 @@ from typing import Any, Final
 import duckdb
 
 from snapshot_assets.errors import QueryFailed, QueryRefused
+from snapshot_assets.reader.explain import split_explain
 
 __all__ = ["Statement", "StatementCheck"]
 
@@ -77,13 +78,6 @@ _SYSTEM_TABLES: Final = _TABLE_FUNCTIONS  # the views of DuckDB's own that bear 
 _REFUSED_TABLES: Final = {"pg_settings", "pg_prepared_statements"}
 _SHOWN: Final = {'"tables"', '"databases"', '"schemas"', "__show_tables_expanded"}
 _PATH_LIKE: Final = re.compile(r"[/\\*?.:\[\]]")
-
-_SPACE = r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)"
-_OPTIONS = rf"\({_SPACE}*(?:format|analyze)\b[\w\s,]*\){_SPACE}*"
-_EXPLAIN: Final = re.compile(
-    rf"{_SPACE}*explain\b{_SPACE}*(?P<options>(?:analyze\b{_SPACE}*)?(?:{_OPTIONS})?)(?P<select>.*)",
-    re.IGNORECASE | re.DOTALL,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +169,10 @@ class StatementCheck:
         return kind, tuple(sorted(parameters, key=int if by_position else str))
 
     def _explained(self, parser: duckdb.DuckDBPyConnection, sql: str) -> str:
-        match = _EXPLAIN.fullmatch(sql)
-        if match is None:
-            raise QueryRefused("this form of EXPLAIN is not understood", hint="Send EXPLAIN, then one SELECT.")
-        select = match["select"]
+        words, select = split_explain(sql)
         kind, _ = self._one_statement(parser, select)
         self._check_select(parser, select, kind)
-        explained = f"EXPLAIN {match['options']}{select}"
+        explained = f"{words} {select}"
         if self._one_statement(parser, explained)[0] != duckdb.StatementType.EXPLAIN:
             raise QueryRefused("this form of EXPLAIN is not understood", hint="Send EXPLAIN, then one SELECT.")
         return explained

@@ -133,6 +133,14 @@ class Place:
         return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
     @property
+    def service(self) -> str:
+        """What tells the place apart from another of the same URL: its service's address, and on Azure the account."""
+        account = ""
+        if self.scheme == "az":
+            account = self.options.get("account_name") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+        return f"{self.endpoint or ''} {account}"
+
+    @property
     def allow_http(self) -> bool:
         """Whether connections may go unencrypted: said by the option, or by an http:// endpoint."""
         if "allow_http" in self.options:

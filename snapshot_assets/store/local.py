@@ -7,15 +7,16 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from snapshot_assets.durable import is_full, sync_folder, write_synced
 from snapshot_assets.errors import AccessDenied, Conflict, DocumentDamaged, NotFound, StoreError, StoreUnavailable
 from snapshot_assets.ids import new_ulid
+from snapshot_assets.paths import real_path
 from snapshot_assets.store.contract import MAX_DOCUMENT_BYTES, Listed, Versioned
 from snapshot_assets.store.keys import check_key, check_prefix, check_ranges, check_size
 
@@ -24,7 +25,6 @@ __all__ = ["LocalStore"]
 _LOCKS: Final = ".locks"
 _TEMPORARY: Final = ".temporary"
 _STALE_SECONDS: Final = 3600.0
-_COPY_BYTES: Final = 4 * 1024 * 1024
 _TIME_STEPS_NS: Final = (1, 1_000, 1_000_000, 2_000_000_000)
 
 
@@ -41,10 +41,13 @@ class LocalStore:
 
     Args:
         root: the folder.
+
+    Raises:
+        ConfigurationError: the system knows no such path, or its links lead in a circle.
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = Path(root).resolve()
+        self._root = real_path(root)
         self._swept = False
 
     @property
@@ -110,7 +113,7 @@ class LocalStore:
                 folders.add(path.parent)
         for folder in folders:
             with self._errors(folder.name), contextlib.suppress(FileNotFoundError):
-                _sync_folder(folder)
+                sync_folder(folder)
             self._drop_empty_folders(folder)
 
     def _path(self, key: str) -> Path:
@@ -147,7 +150,7 @@ class LocalStore:
             self._prepare()
             temporary = self._root / _TEMPORARY / new_ulid()
             try:
-                _write_synced(temporary, source)
+                write_synced(temporary, source)
                 with self._lock(key) as lock:
                     found = _status(target)
                     if (_token(found) if found else None) != expected:
@@ -189,7 +192,7 @@ class LocalStore:
             try:
                 _make_folder(target.parent)
                 temporary.rename(target)
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
             except FileNotFoundError:
                 # A deletion may have removed the empty folder meanwhile; a missing temporary file is another matter.
                 if not temporary.exists():
@@ -213,7 +216,7 @@ class LocalStore:
             if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
                 hint = f"Give this user the right to read and write {self._root}."
                 raise AccessDenied(message, hint=hint) from error
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            if is_full(error):
                 raise StoreError(message, hint=f"Free disk space under {self._root}; nothing was written.") from error
             if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}:
                 hint = "No object may lie beneath another one, and no name may be too long for the file system."
@@ -252,16 +255,6 @@ def _stamp(temporary: Path, lock: int, replaced: os.stat_result | None) -> str:
     )
 
 
-def _write_synced(path: Path, source: bytes | bytearray | memoryview | BinaryIO) -> None:
-    with path.open("xb") as file:
-        if isinstance(source, bytes | bytearray | memoryview):
-            file.write(source)
-        else:
-            shutil.copyfileobj(source, file, _COPY_BYTES)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _read_exactly(descriptor: int, key: str, length: int, offset: int) -> bytes:
     data = os.pread(descriptor, length, offset)
     while len(data) < length:
@@ -282,12 +275,4 @@ def _make_folder(folder: Path) -> None:
     except FileExistsError:
         if not folder.is_dir():
             raise
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder.parent)

@@ -80,6 +80,11 @@ class ObjectStore:
     def url(self) -> str:
         return self._place.url
 
+    @property
+    def service(self) -> str:
+        """What tells the store apart from another of the same URL."""
+        return self._place.service
+
     def read(self, key: str, *, limit: int = MAX_DOCUMENT_BYTES) -> Versioned:
         with self._errors(key):
             return _versioned(key, obstore.get(self._documents, check_key(key)), limit)

@@ -10,7 +10,7 @@ from snapshot_assets.errors import AccessDenied, Conflict, StoreError, UnsafeSto
 from snapshot_assets.ids import new_ulid
 from snapshot_assets.store.contract import Store
 
-__all__ = ["UploadsInParts", "probe_store"]
+__all__ = ["OfService", "UploadsInParts", "probe_store"]
 
 _FIRST: Final = b"the first version"
 _SECOND: Final = b"the second version, which is longer"
@@ -22,6 +22,15 @@ class UploadsInParts(Protocol):
 
     def upload_in_parts(self, key: str, source: bytes) -> None:
         """Create an object in parts, whatever its size, if absent."""
+
+
+@runtime_checkable
+class OfService(Protocol):
+    """A store whose URL does not say everything: another one, behind another endpoint, may have the same URL."""
+
+    @property
+    def service(self) -> str:
+        """What tells the store apart from another of the same URL."""
 
 
 def probe_store(store: Store) -> bool:

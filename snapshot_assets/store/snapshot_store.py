@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -14,7 +15,7 @@ from snapshot_assets.model.document import dump_document, parse_document
 from snapshot_assets.model.head import MAX_HEAD_BYTES, Head, head_key
 from snapshot_assets.store.contract import Store, Versioned
 from snapshot_assets.store.open import open_objects
-from snapshot_assets.store.probe import probe_store
+from snapshot_assets.store.probe import OfService, probe_store
 from snapshot_assets.store.settled import SettledStore, retry_unavailable
 
 __all__ = ["SnapshotStore"]
@@ -23,15 +24,15 @@ _STORE_KEY: Final = "store.json"
 _MAX_STORE_BYTES: Final = 64 * 1024
 _HEADS: Final = "heads/"
 
-_probed: set[str] = set()
+_probed: set[tuple[str, str]] = set()
 _probing = threading.Lock()
 
 
 class SnapshotStore:
     """Snapshots of any number of datasets, under one URL. Safe to use from several threads.
 
-    Opened for writing, a store is probed once per process and URL, and gets its `store.json` if it has none. Opened
-    read-only it costs nothing: no request is sent before something is read.
+    Opened for writing, a store is probed once per process, URL and endpoint, and gets its `store.json` if it has none.
+    Opened read-only it costs nothing: no request is sent before something is read.
 
     Attributes:
         url: the root, without credentials.
@@ -48,7 +49,7 @@ class SnapshotStore:
     @classmethod
     def open(
         cls,
-        url: str,
+        url: str | os.PathLike[str],
         options: Mapping[str, str] | None = None,
         *,
         read_only: bool = False,
@@ -165,12 +166,13 @@ class SnapshotStore:
 
 def _probe_once(objects: Store) -> bool:
     """Probe the store unless this process has done so; tell whether it may be written."""
+    place = (objects.url, objects.service if isinstance(objects, OfService) else "")
     with _probing:
-        if objects.url in _probed:
+        if place in _probed:
             return True
         permitted = probe_store(objects)
         if permitted:
-            _probed.add(objects.url)
+            _probed.add(place)
         return permitted
 
 

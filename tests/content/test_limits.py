@@ -183,7 +183,7 @@ def test_a_frame_never_expands_beyond_what_the_index_says() -> None:
         decode_frame(claimed, 1000, 1)
     stored, codec = encode_frame(bytes(1000))
     assert codec == 1
-    for wrong in (stored[:-1], stored + b"x", b"", stored[1:]):
+    for wrong in (stored[:-1], bytes(stored) + b"x", b"", stored[1:]):
         with pytest.raises(FrameError):
             decode_frame(wrong, 1000, 1)
     with pytest.raises(FrameError):
@@ -205,3 +205,16 @@ def test_frames_are_raw_when_compression_saves_under_five_percent() -> None:
     assert encode_frame(noise(10_000))[1] == 0
     assert encode_frame(noise(9_700) + bytes(300))[1] == 0
     assert encode_frame(noise(9_000) + bytes(1000))[1] == 1
+
+
+@pytest.mark.parametrize("size", [256 * 1024, 1024 * 1024 - 1, 1024 * 1024, 8 * 1024 * 1024])
+def test_large_frames_are_told_by_samples_and_no_stretch_that_matters_escapes_them(size: int) -> None:
+    plain = noise(size)
+    stored, codec = encode_frame(plain)
+    assert codec == 0
+    assert stored is plain
+    stretch = size * 7 // 100
+    for start in [*range(0, size - stretch, size // 23), size - stretch]:
+        stored, codec = encode_frame(plain[:start] + bytes(stretch) + plain[start + stretch :])
+        assert codec == 1
+        assert len(stored) <= size * 0.95

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -169,6 +170,24 @@ def test_more_packs_than_the_format_counts_are_refused(objects: MemoryStore) -> 
         packs.append(bytes(64 * MIB - 4))
         with pytest.raises(ConfigurationError, match="packs"):
             packs.append(b"one too many")
+
+
+def test_a_pack_stays_as_it_is_while_it_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(MemoryStore):
+        def upload(self, key: str, source: bytes | bytearray | memoryview | Path) -> None:
+            time.sleep(0.01)
+            super().upload(key, source)
+
+    monkeypatch.setattr("snapshot_assets.content.packs.MAX_PACK_BYTES", 10_000)
+    objects = Slow()
+    frames = [noise(3000 + number % 7, number) for number in range(60)]
+    with PackUploads(objects, str) as packs:
+        places = [packs.append(frame) for frame in frames]
+        packs.finish()
+    assert len(packs.sizes) == 20
+    for (pack, offset), frame in zip(places, frames, strict=True):
+        assert objects.read_ranges(str(pack), [(offset, len(frame))]) == [frame]
+    assert packs.sizes == {listed.key: listed.size for listed in objects.list("")}
 
 
 def test_a_base_of_another_incarnation_is_refused(publisher: Publisher) -> None:

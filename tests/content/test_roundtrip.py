@@ -154,3 +154,19 @@ def test_publish_and_restore_of_a_large_file_stay_under_300_mib(tmp_path: Path) 
         capture_output=True, text=True, timeout=120, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert int(answer.stdout) < 300
+
+
+def test_frames_that_compress_and_frames_that_do_not_share_a_segment(publisher: Publisher, tmp_path: Path) -> None:
+    def mixed(seed: int) -> bytes:
+        return b"".join(noise(64 * 1024, seed + n) if n % 3 else bytes([seed % 256]) * 65_536 for n in range(300))
+
+    first = mixed(0)
+    publisher.publish({"a": first})
+    # Single pages all over, so that frames are put together from many stretches of the segment.
+    changed = bytearray(first)
+    for page in range(0, len(first) // 4096, 3):
+        new = noise(4096, page) if page % 2 else page.to_bytes(4, "little") * 1024
+        changed[page * 4096 : page * 4096 + 4096] = new
+    for data in (bytes(changed), mixed(1000)):
+        restore_files(publisher.objects, publisher.publish({"a": data}), tmp_path / str(len(data)) / str(data[0]))
+        assert read_folder(tmp_path / str(len(data)) / str(data[0])) == {"a": data}

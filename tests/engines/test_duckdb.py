@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from snapshot_assets.engines import duckdb_pool
 from snapshot_assets.engines.duckdb import DuckDBEngine
 from snapshot_assets.engines.duckdb_pool import DuckDBPool
 from snapshot_assets.errors import (
     ConfigurationError,
     CorruptCapture,
     EngineTooOld,
+    ReaderError,
     SnapshotDamaged,
     UnsupportedLiveDatabase,
 )
@@ -212,6 +215,56 @@ def test_a_damaged_local_copy_is_a_typed_error(tmp_path: Path) -> None:
     os.truncate(folder / "flights.duckdb", 9_000)
     with pytest.raises(SnapshotDamaged, match="flights"):
         ENGINE.open_pool(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda good: b"",
+        lambda good: good[:20_000],
+        lambda good: os.urandom(len(good)),
+        lambda good: good[:4_100] + b"?" + good[4_101:],
+        lambda good: good[:12_300] + b"?" + good[12_301:],
+        lambda good: b"SQLite format 3\0" + bytes(len(good)),
+        None,
+    ],
+)
+def test_what_is_no_longer_a_database_is_damage(tmp_path: Path, broken: Callable[[bytes], bytes] | None) -> None:
+    folder, _, manifest = staged(tmp_path, "create table t as select 7 i")
+    path = folder / "flights.duckdb"
+    if broken is None:
+        path.unlink()
+    else:
+        path.write_bytes(broken(path.read_bytes()))
+    with pytest.raises(SnapshotDamaged, match="flights"):
+        ENGINE.open_pool(folder, manifest)
+
+
+def test_what_keeps_a_whole_copy_from_being_opened_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, manifest = staged(tmp_path, "create table t as select 7 i")
+    path = folder / "flights.duckdb"
+
+    def refused(words: str) -> None:
+        with pytest.raises(ReaderError, match=words) as raised:
+            ENGINE.open_pool(folder, manifest)
+        assert not isinstance(raised.value, SnapshotDamaged)
+
+    with duckdb.connect(str(path), read_only=True):
+        refused("different configuration")
+    with monkeypatch.context() as patch:
+        patch.setitem(duckdb_pool.READER_CONFIG, "memory_limit", "100KB")
+        refused("(?i)memory")
+
+    def no_descriptors(*_: object, **__: object) -> None:
+        # With no descriptor left at all, DuckDB ends the process; this is what it says a little earlier.
+        raise duckdb.IOException(f'IO Error: Cannot open file "{path}": Too many open files')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(duckdb, "connect", no_descriptors)
+        refused("Too many open files")
+    ENGINE.open_pool(folder, manifest).close()
 
 
 def test_a_connection_costs_no_more_than_the_engines_cursor(tmp_path: Path) -> None:

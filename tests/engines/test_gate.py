@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from snapshot_assets.engines.gate import gate_path, write_gate
-from snapshot_assets.errors import CaptureError, LiveDatabaseBusy
+from snapshot_assets.errors import CaptureError, ConfigurationError, LiveDatabaseBusy
 
 HOLDER = """
 import sys
@@ -117,3 +118,44 @@ def test_a_holder_that_has_not_signed_yet_is_another_writer(tmp_path: Path) -> N
         gate_path(live).write_bytes(b"{")
         with pytest.raises(LiveDatabaseBusy, match="by another writer"), write_gate(live, timeout=0):
             pass
+
+
+def test_a_full_disk_is_a_typed_error_and_leaves_the_gate_open(
+    tmp_path: Path, file_size_limit: Callable[[int], None]
+) -> None:
+    live = tmp_path / "orders.duckdb"
+    file_size_limit(0)
+    with (
+        pytest.raises(CaptureError, match="too large") as caught,
+        write_gate(live, timeout=0, dataset="orders"),
+    ):
+        pytest.fail("the gate was not signed")
+    assert "Free disk space" in caught.value.hint
+    assert caught.value.dataset == "orders"
+    file_size_limit(-1)
+    with write_gate(live, timeout=0):
+        pass
+
+
+def test_locks_that_the_file_system_does_not_know_are_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("snapshot_assets.engines.gate.fcntl.flock", none_left)
+    with pytest.raises(CaptureError, match="No locks available"), write_gate(tmp_path / "orders.duckdb"):
+        pytest.fail("nothing is locked")
+
+
+def test_a_block_that_fails_is_not_taken_for_a_fault_of_the_gate(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="mine") as caught, write_gate(tmp_path / "orders.duckdb"):
+        raise OSError(errno.ENOSPC, "mine")
+    assert not isinstance(caught.value, CaptureError)
+
+
+@pytest.mark.parametrize("name", ["a\0b.duckdb", "loop", "loop/a.duckdb"])
+def test_a_path_that_leads_nowhere_has_no_gate(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ConfigurationError), write_gate(tmp_path / name):
+        pytest.fail("there is no such gate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -14,11 +15,13 @@ import pytest
 import sqlite_utils
 
 from snapshot_assets.engines.sqlite import SQLiteEngine
+from snapshot_assets.engines.sqlite_connection import open_immutable
 from snapshot_assets.engines.sqlite_pool import SQLitePool
 from snapshot_assets.errors import (
     ConfigurationError,
     CorruptCapture,
     LiveDatabaseBusy,
+    ReaderError,
     SnapshotDamaged,
     UnsupportedLiveDatabase,
 )
@@ -259,6 +262,17 @@ def test_columns_without_values_have_the_type_of_their_affinity(tmp_path: Path) 
     assert pool.query("pragma foreign_key_list('t')").num_rows == 0
 
 
+def test_a_query_leaves_nothing_on_its_callers_connection(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, "create table result (i integer)", "insert into result values (7)")
+    with closing(pool.acquire()) as connection:
+        connection.execute("create temp table mine as select 1 as i")
+        answer = pool.query("select i from result where i < 0", connection=connection)
+        assert answer.schema.types == [pa.int64()]
+        assert connection.execute("select name from temp.sqlite_schema").fetchall() == [("mine",)]
+        assert connection.execute("select i from mine").fetchall() == [(1,)]
+        assert connection.execute("select i from result").fetchall() == [(7,)]
+
+
 def test_queries_take_parameters(tmp_path: Path) -> None:
     pool = pool_of(tmp_path, "create table t (i integer, s text)", "insert into t values (1, 'a'), (2, 'b')")
     assert pool.query("select s from t where i = ?", [2]).to_pylist() == [{"s": "b"}]
@@ -289,6 +303,49 @@ def test_a_damaged_local_copy_is_a_typed_error(tmp_path: Path) -> None:
     (folder / "weather.sqlite").write_bytes(os.urandom(8_192))
     with pytest.raises(SnapshotDamaged, match="weather"):
         ENGINE.open_pool(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind"),
+    [
+        (lambda good: good[:100] + os.urandom(len(good) - 100), SnapshotDamaged),
+        (lambda good: good[:50], SnapshotDamaged),
+        (lambda good: good[:200] + bytes(len(good) - 200), SnapshotDamaged),
+    ],
+)
+def test_what_is_no_longer_a_database_is_damage(
+    tmp_path: Path, broken: Callable[[bytes], bytes], kind: type[Exception]
+) -> None:
+    folder, _, manifest = staged(tmp_path, "create table t (i integer)")
+    path = folder / "weather.sqlite"
+    path.write_bytes(broken(path.read_bytes()))
+    with pytest.raises(kind):
+        ENGINE.open_pool(folder, manifest)
+
+
+def test_a_missing_file_is_damage_and_too_many_open_files_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, manifest = staged(tmp_path, "create table t (i integer)")
+    with monkeypatch.context() as patch:
+        patch.setattr("snapshot_assets.engines.sqlite_pool.open_immutable", open_without_descriptors)
+        with pytest.raises(ReaderError) as raised:
+            ENGINE.open_pool(folder, manifest)
+    assert not isinstance(raised.value, SnapshotDamaged)
+    ENGINE.open_pool(folder, manifest)
+    (folder / "weather.sqlite").unlink()
+    with pytest.raises(SnapshotDamaged):
+        ENGINE.open_pool(folder, manifest)
+
+
+def open_without_descriptors(path: Path) -> sqlite3.Connection:
+    """Open a file while this process may open no more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        return open_immutable(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_folder_with_odd_characters_is_served(tmp_path: Path) -> None:

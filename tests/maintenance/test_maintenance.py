@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from snapshot_assets.errors import (
+    ConfigurationError,
     Conflict,
     MaintenanceError,
     NotFound,
@@ -98,6 +100,16 @@ def test_pins_are_kept_in_the_head_and_move_no_generation(store: SnapshotStore) 
         maintenance.pin("orders", "release", 9, owner="ops")
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"owner": None}, {"expires": float("inf")}, {"expires": -1e13}, {"expires": 1e17}, {"reason": "\ud800"}]
+)
+def test_a_pin_that_nobody_could_read_again_is_refused(store: SnapshotStore, wrong: dict[str, Any]) -> None:
+    before = store.head("orders")
+    with pytest.raises(ConfigurationError):
+        Maintenance(store).pin("orders", "release", 1, **{"owner": "ops", **wrong})
+    assert store.head("orders") == before
+
+
 @pytest.mark.parametrize("level", ["sizes", "digest", "restore"])
 def test_a_sound_snapshot_verifies_at_every_level(store: SnapshotStore, level: str) -> None:
     report = Maintenance(store).verify("orders", level=level)  # type: ignore[arg-type]
@@ -114,6 +126,9 @@ def test_a_missing_pack_is_found_by_sizes_and_a_flipped_byte_by_digest(store: Sn
     maintenance.verify("orders", 0, "sizes")
     with pytest.raises(SnapshotDamaged):
         maintenance.verify("orders", 0, "digest")
+    pack.write_bytes(data[:10])
+    with pytest.raises(SnapshotDamaged, match="has 10 bytes"):
+        maintenance.verify("orders", 0, "sizes")
     pack.unlink()
     with pytest.raises(SnapshotDamaged, match=pack.name):
         maintenance.verify("orders", 0, "sizes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapshot_assets.errors import (
+    ConfigurationError,
     DocumentDamaged,
     InconsistentSnapshotSettings,
     InvalidDatasetName,
@@ -20,11 +22,13 @@ from snapshot_assets.errors import (
     SnapshotAssetsError,
     UnsupportedEngine,
     UnsupportedFormatVersion,
+    UnsupportedLiveDatabase,
 )
 from snapshot_assets.ids import new_incarnation_id, new_operation_id, ulid_from_bytes, ulid_to_bytes
 from snapshot_assets.model.audit import AuditRow, Outcome
 from snapshot_assets.model.dataset import Dataset, refuse_shared_live_files
-from snapshot_assets.model.head import Head, Pin, SchemaVersion, SnapshotEntry
+from snapshot_assets.model.document import checked, dump_document
+from snapshot_assets.model.head import MAX_HEAD_BYTES, Head, Pin, SchemaVersion, SnapshotEntry
 from snapshot_assets.model.lease import Holder, WriterLease
 from snapshot_assets.model.manifest import FileEntry, Layout, Manifest, TableContent, check_paths, snapshot_digest
 from snapshot_assets.model.schema import TableSchema
@@ -199,6 +203,99 @@ def test_what_is_not_a_document_is_damage(kind: str, data: bytes) -> None:
         read(data)
 
 
+@every_kind
+@pytest.mark.parametrize(
+    "value",
+    [
+        rb'"\ud800"',
+        rb'"\uDfFf tail"',
+        rb'{"\udc00": 1}',
+        rb'[{"a": ["\udbff\u0041"]}]',
+        b'"\xed\xa0\x80"',
+        b"NaN",
+        b"[-Infinity]",
+        b"1e999",
+    ],
+)
+def test_what_could_not_be_written_again_is_damage(kind: str, value: bytes) -> None:
+    make, read = KINDS[kind]
+    data = make().to_bytes().rstrip()[:-1] + b', "from_the_future": ' + value + b"}"
+    with pytest.raises(DocumentDamaged):
+        read(data)
+
+
+def test_characters_beyond_the_basic_plane_are_kept_however_they_were_escaped() -> None:
+    data = a_head().to_bytes().rstrip()[:-1] + rb', "from_the_future": ["\ud83d\ude00", "\\ud800", 1.5e3]}'
+    head = read_head(data)
+    assert head.extra == {"from_the_future": ["\U0001f600", "\\ud800", 1500.0]}
+    assert read_head(head.to_bytes()) == head
+
+
+CIRCLE: list[Any] = []
+CIRCLE.append(CIRCLE)
+DEEP: list[Any] = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        {"a": {1, 2}},
+        b"x",
+        float("nan"),
+        [float("inf")],
+        "\ud800",
+        {"\udc00": 1},
+        {1: 1, "a": 1},
+        CIRCLE,
+        DEEP,
+    ],
+    ids=["object", "set", "bytes", "nan", "inf", "surrogate", "surrogate-key", "mixed-keys", "circle", "deep"],
+)
+def test_what_json_can_not_hold_is_refused_by_name_when_it_is_written(value: object) -> None:
+    with pytest.raises(ConfigurationError, match="'odd'"):
+        dump_document({"fine": 1, "odd": value})
+
+
+def test_a_document_that_can_be_read_again_passes_its_check_as_it_is() -> None:
+    data = a_head().to_bytes()
+    assert checked(data, read_head, MAX_HEAD_BYTES, "heads/orders.json") is data
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda head: replace(head, pins=(replace(head.pins[0], expires_at_ms=-1),)),
+        lambda head: replace(head, pins=(replace(head.pins[0], owner=None),)),
+        lambda head: replace(head, snapshots=(replace(head.snapshots[1], idempotency_key=20240101),)),
+        lambda head: replace(head, current_since_ms=2**63),
+        lambda head: replace(head, current_snapshot_id=99),
+        lambda head: replace(head, dataset="main"),
+    ],
+)
+def test_a_document_that_its_own_reader_would_refuse_fails_its_check(broken: Callable[[Head], Head]) -> None:
+    data = broken(a_head()).to_bytes()
+    with pytest.raises(SnapshotAssetsError) as refused:
+        read_head(data)
+    with pytest.raises(ConfigurationError, match=r"heads/orders\.json") as caught:
+        checked(data, read_head, MAX_HEAD_BYTES, "heads/orders.json")
+    assert refused.value.message in caught.value.message
+
+
+def test_a_manifest_whose_paths_would_be_refused_fails_its_check() -> None:
+    manifest = a_manifest()
+    data = replace(manifest, files=(replace(manifest.files[0], path="../up"),)).to_bytes()
+    with pytest.raises(ConfigurationError, match=r"\.\./up"):
+        checked(data, read_manifest, 1_000_000, "manifest.json")
+
+
+def test_a_document_over_its_limit_fails_its_check_and_is_not_parsed() -> None:
+    with pytest.raises(ConfigurationError, match="11 bytes; the limit is 10"):
+        checked(b"not a docum", read_head, 10, "heads/orders.json")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -239,6 +336,7 @@ def test_a_head_with_too_many_or_unordered_snapshots_is_damage() -> None:
         "a\0b",
         "C:/x",
         "x" * 256,
+        "\ud800",
         "/".join(["d" * 200] * 6),
     ],
 )
@@ -293,6 +391,37 @@ def test_a_name_that_does_not_is_refused(name: str) -> None:
 def test_a_database_without_a_file_is_refused_when_it_is_declared(path: str) -> None:
     with pytest.raises(UnsupportedEngine):
         Dataset("orders", "sqlite", path)
+
+
+@pytest.mark.parametrize("path", ["a\0b.duckdb", "\ud800.duckdb"])
+def test_what_is_no_path_is_refused_when_it_is_declared(path: str) -> None:
+    with pytest.raises(UnsupportedLiveDatabase) as caught:
+        Dataset("orders", "duckdb", path)
+    assert caught.value.dataset == "orders"
+
+
+@pytest.mark.parametrize("name", ["loop", "loop/orders.duckdb"])
+def test_a_path_through_links_without_an_end_is_refused_when_it_is_looked_up(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "loop")
+    dataset = Dataset("orders", "duckdb", tmp_path / name)
+    for look_up in (lambda: dataset.real_path, lambda: refuse_shared_live_files([dataset])):
+        with pytest.raises(UnsupportedLiveDatabase, match="loop") as caught:
+            look_up()
+        assert caught.value.dataset == "orders"
+
+
+def test_the_real_path_follows_links_and_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("folder")
+    real = tmp_path.resolve() / "folder" / "orders.duckdb"
+    assert Dataset("orders", "duckdb", "link/x/../orders.duckdb").real_path == real
+
+
+def test_properties_that_no_manifest_can_hold_are_refused_when_they_are_declared() -> None:
+    with pytest.raises(ConfigurationError, match="'x'") as caught:
+        Dataset("orders", "duckdb", "x.duckdb", properties={"x": object()})
+    assert caught.value.dataset == "orders"
 
 
 def test_an_unknown_engine_is_refused_when_it_is_declared() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pyarrow as pa
 import pytest
 
@@ -113,3 +115,16 @@ def test_a_schema_survives_storage_exactly() -> None:
 def test_a_damaged_arrow_schema_is_a_typed_error(text: str) -> None:
     with pytest.raises(DocumentDamaged):
         TableSchema.from_base64(text, "here")
+
+
+@pytest.mark.parametrize(
+    "schema", [pa.schema([("name!", pa.int64())]), pa.schema([("s", pa.list_(pa.struct([("name!", pa.int64())])))])]
+)
+def test_names_that_are_no_text_are_a_typed_error(schema: pa.Schema) -> None:
+    data = schema.serialize().to_pybytes()
+    assert b"name!" in data
+    text = base64.b64encode(data.replace(b"name!", b"name\xff")).decode()
+    with pytest.raises(DocumentDamaged):
+        TableSchema.from_base64(text, "a manifest")
+    with pytest.raises(DocumentDamaged):
+        TableSchema((), text).to_arrow()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from snapshot_assets.clock import SYSTEM_CLOCK, SystemClock
-from snapshot_assets.errors import WriterBusy
+from snapshot_assets.errors import AccessDenied, WriterBusy
 from snapshot_assets.ids import new_ulid
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.lease import Holder, WriterLease, lease_key
@@ -63,6 +63,29 @@ def test_a_lease_is_renewed_while_it_is_held() -> None:
             time.sleep(0.05)
         with pytest.raises(WriterBusy):
             LeaseBook(objects, 1.0, SYSTEM_CLOCK).acquire("orders", wait=1.5)
+
+
+def test_a_renewal_that_is_denied_or_reads_nonsense_is_tried_again() -> None:
+    objects = MemoryStore()
+    faults = FaultStore(objects, Fault("before", "write_if_match", error=AccessDenied))
+    with LeaseBook(faults, 1.0, SYSTEM_CLOCK).acquire("orders"):
+        deadline = time.monotonic() + 5
+        while read(objects).counter < 1:
+            assert time.monotonic() < deadline, "the lease was not renewed"
+            time.sleep(0.05)
+    assert faults.fired
+    assert read(objects).duration_ms == 0
+
+
+def test_a_process_may_have_a_name_that_is_no_text() -> None:
+    script = """
+from pathlib import Path
+from snapshot_assets.publish.lease import this_holder
+Path("/proc/self/comm").write_bytes(b"caf\\xc3 ) (")
+print(this_holder().start_time.isdigit())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_silent_holder_is_replaced_only_after_its_own_duration_was_seen_to_pass() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,11 +23,12 @@ from snapshot_assets.errors import (
     StoreError,
     ValidationFailed,
 )
-from snapshot_assets.failpoints import PUBLISH_AFTER_EFFECTS, Failpoints
+from snapshot_assets.failpoints import PUBLISH_AFTER_CAPTURE, PUBLISH_AFTER_EFFECTS, Failpoints
 from snapshot_assets.ids import new_operation_id
 from snapshot_assets.maintenance.maintenance import Maintenance
 from snapshot_assets.model.dataset import Dataset, StagedCopy, Validator
 from snapshot_assets.model.head import Status, head_key
+from snapshot_assets.model.manifest import manifest_key
 from snapshot_assets.publish.heads import change_head
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.publish.validators import NotNull, RowCountAtLeast, RowCountWithin, Unique
@@ -117,6 +120,18 @@ def test_after_its_publish_a_writing_gives_the_live_database_to_nobody(store: Sn
         writing.publish()
         with pytest.raises(ConfigurationError, match="write gate"):
             writing.connect()
+        with pytest.raises(ConfigurationError, match="write gate"):
+            writing.publish()
+
+
+def test_after_its_block_a_writing_does_nothing_any_more(store: SnapshotStore, dataset: Dataset) -> None:
+    with Publisher(store).writing(dataset) as writing:
+        pass
+    with pytest.raises(ConfigurationError, match="write gate"):
+        writing.connect()
+    with pytest.raises(ConfigurationError, match="write gate"):
+        writing.publish()
+    assert store.heads() == {}
 
 
 def test_a_writing_publishes_what_its_body_wrote(store: SnapshotStore, dataset: Dataset) -> None:
@@ -255,10 +270,86 @@ def test_settings_that_no_head_can_hold_are_refused(store: SnapshotStore, datase
             Publisher(store, max_snapshots=wrong)
     with pytest.raises(ConfigurationError):
         Publisher(store, lease_duration=0.1)
-    with pytest.raises(ConfigurationError, match="2048 bytes"):
-        Publisher(store).publish(dataset, summary={"long": "x" * 3_000})
+    with pytest.raises(ConfigurationError, match="'quik'"):
+        Publisher(store, verify="quik")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="'dgest'"):
+        Publisher(store, verify_upload="dgest")  # type: ignore[arg-type]
+    durations: list[Any] = [-1.0, float("inf"), "60"]
+    for duration in durations:
+        with pytest.raises(ConfigurationError, match="wait"):
+            Publisher(store, wait=duration)
     with pytest.raises(ConfigurationError, match="read-only"):
         Publisher(SnapshotStore.open(store.url, read_only=True))
+
+
+def test_durations_may_be_timedeltas_and_the_staging_folder_a_text(
+    store: SnapshotStore, dataset: Dataset, tmp_path: Path
+) -> None:
+    publisher = Publisher(
+        store,
+        staging_dir=str(tmp_path / "elsewhere"),
+        lease_duration=timedelta(minutes=1),
+        wait=timedelta(0),
+        capture_timeout=timedelta(seconds=5),
+    )
+    publisher.publish(dataset)
+    assert (tmp_path / "elsewhere" / "orders").is_dir()
+    assert not (dataset.path.parent / ".snapshot-assets").exists()
+
+
+UNRECORDABLE: list[dict[str, Any]] = [
+    {"idempotency_key": 20240101},
+    {"idempotency_key": "x" * 2_000},
+    {"idempotency_key": "\ud800"},
+    {"partition_keys": [20240101]},
+    {"summary": {"long": "x" * 3_000}},
+    {"summary": {"number": 1}},
+    {"summary": {"lone": "\ud800"}},
+    {"checks": [{"object": object()}]},
+    {"checks": [{"number": float("nan")}]},
+]
+
+
+@pytest.mark.parametrize("arguments", UNRECORDABLE)
+def test_what_could_not_be_read_again_is_refused_before_anything_is_stored(
+    store: SnapshotStore, dataset: Dataset, arguments: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError):
+        Publisher(store).publish(dataset, **arguments)
+    assert not list(store.objects.list("data/"))
+    assert store.heads() == {}
+    with pytest.raises(ConfigurationError):
+        Publisher(store).publish(Dataset(dataset.name, dataset.engine, dataset.path, properties={"x": object()}))
+    assert not list(store.objects.list("recovery/"))
+
+
+def test_a_rollback_during_a_publish_of_unchanged_content_is_not_overlooked(
+    store: SnapshotStore, dataset: Dataset
+) -> None:
+    Publisher(store).publish(dataset)
+    grow(dataset, 10)
+    Publisher(store).publish(dataset)
+
+    def roll_back() -> None:
+        Maintenance(store).rollback("orders", 0)
+
+    result = Publisher(store, failpoints=Failpoints({PUBLISH_AFTER_CAPTURE: roll_back})).publish(dataset)
+    assert (result.outcome, result.snapshot_id) == ("published", 2)
+    assert store.head("orders").current_snapshot_id == 2
+
+
+def test_a_damaged_current_manifest_matters_only_to_validators_that_ask_for_it(
+    store: SnapshotStore, dataset: Dataset
+) -> None:
+    result = Publisher(store).publish(dataset)
+    key = manifest_key("orders", result.incarnation, result.operation_id)
+    store.objects.delete([key])
+    grow(dataset, 10)
+    checked = Dataset(dataset.name, dataset.engine, dataset.path, validators=[RowCountWithin(50.0)])
+    with pytest.raises(ValidationFailed, match="missing"):
+        Publisher(store).publish(checked)
+    checked = Dataset(dataset.name, dataset.engine, dataset.path, validators=[RowCountAtLeast(1)])
+    assert Publisher(store).publish(checked).outcome == "published"
 
 
 def test_a_damaged_base_is_not_reused_and_does_not_stop_the_writer(
@@ -272,6 +363,26 @@ def test_a_damaged_base_is_not_reused_and_does_not_stop_the_writer(
     second = publisher.publish(dataset)
     assert store.head("orders").snapshots[-1].reuses == ()
     Maintenance(store).verify("orders", second.snapshot_id, "restore")
+
+
+@pytest.mark.parametrize("kept_bytes", [None, 100])
+def test_an_upload_that_is_missing_or_short_is_never_announced(
+    tmp_path: Path, dataset: Dataset, kept_bytes: int | None
+) -> None:
+    store = SnapshotStore.open(str(tmp_path / "store"))
+
+    def lose_first_pack() -> None:
+        [pack] = tmp_path.glob("store/data/orders/*/*/0000.pack")
+        data = pack.read_bytes()
+        pack.unlink()
+        if kept_bytes is not None:
+            pack.write_bytes(data[:kept_bytes])
+
+    publisher = Publisher(store, failpoints=Failpoints({PUBLISH_AFTER_EFFECTS: lose_first_pack}))
+    with pytest.raises(StoreError, match="the store lists"):
+        publisher.publish(dataset)
+    assert store.head("orders").snapshots == ()
+    assert Publisher(store).publish(dataset).outcome == "published"
 
 
 @pytest.mark.parametrize("level", ["digest", "restore"])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from snapshot_assets import failpoints
 from snapshot_assets.clock import SYSTEM_CLOCK
 from snapshot_assets.errors import (
+    AccessDenied,
     IncarnationChanged,
     RecoveryRequired,
     SidecarUnreadable,
@@ -222,6 +224,65 @@ def test_a_commit_whose_outcome_can_not_be_learned_says_so_and_names_its_operati
     assert caught.value.operation_id == plain.head("orders").snapshots[0].operation_id
     assert Publisher(plain).publish(dataset).outcome == "unchanged"
     check_store(plain, tmp_path / "scratch")
+
+
+def test_a_head_that_can_still_change_is_never_called_unchanged(store: SnapshotStore, dataset: Dataset) -> None:
+    """Every write of the head times out and every read answers: the last write may still be under way."""
+    Publisher(store).publish(dataset)
+    faults = FaultStore(store.objects, Fault("before", "write_if_match", head_key("orders"), times=1_000))
+    broken = SnapshotStore.over(faults, retry_for=0.0)
+    operation = new_operation_id()
+    with pytest.raises(RecoveryRequired) as caught:
+        change_head(broken, "orders", operation, lambda head: head, clock=SYSTEM_CLOCK, patience=0.3)
+    assert caught.value.operation_id == operation
+
+
+def test_a_read_back_that_is_denied_says_nothing_about_the_write(store: SnapshotStore, dataset: Dataset) -> None:
+    Publisher(store).publish(dataset)
+    faults = FaultStore(
+        store.objects,
+        Fault("after", "write_if_match", head_key("orders")),
+        Fault("before", "read", head_key("orders"), nth=2, times=1_000, error=AccessDenied),
+    )
+    broken = SnapshotStore.over(faults, retry_for=0.0)
+    with pytest.raises(RecoveryRequired):
+        change_head(broken, "orders", new_operation_id(), lambda head: head, clock=SYSTEM_CLOCK)
+
+
+class LateStore(FaultStore):
+    """The answer to one replacement of the head comes only after many others have followed, and is lost."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def write_if_match(self, key: str, data: bytes, token: str) -> str:
+        written = super().write_if_match(key, data, token)
+        if self.meanwhile is not None and key == head_key("orders"):
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+            raise StoreUnavailable("the answer was lost")
+        return written
+
+
+def test_a_commit_that_landed_is_found_though_more_changes_followed_than_the_head_remembers(
+    store: SnapshotStore, dataset: Dataset
+) -> None:
+    late = LateStore(store.objects)
+
+    def change_often() -> None:
+        for _ in range(20):
+            change_head(store, "orders", new_operation_id(), lambda head: head, clock=SYSTEM_CLOCK)
+
+    def arm() -> None:
+        late.meanwhile = change_often
+
+    publisher = Publisher(
+        SnapshotStore.over(late, retry_for=0.0), failpoints=Failpoints({failpoints.PUBLISH_BEFORE_COMMIT: arm})
+    )
+    result = publisher.publish(dataset)
+    assert (result.outcome, result.snapshot_id) == ("published", 0)
+    head = store.head("orders")
+    assert [entry.operation_id for entry in head.snapshots] == [result.operation_id]
+    assert result.operation_id not in head.recent_operation_ids
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"format_version": 2}', b'{"format_version": 1, "kind": "unheard of"}'])

@@ -8,6 +8,9 @@ import sys
 import threading
 from pathlib import Path
 
+import pytest
+
+from snapshot_assets.errors import CaptureError
 from snapshot_assets.publish.staging import staging_folder
 
 KILLED = """
@@ -39,6 +42,12 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_has_is_not(t
         assert folders(tmp_path) == ["living", "second"]
         assert living.exists()
     assert folders(tmp_path) == []
+
+
+def test_a_staging_folder_that_can_not_be_made_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(CaptureError, match="staging folder"), staging_folder(tmp_path / "file", "one"):
+        pass
 
 
 def test_many_threads_never_take_each_others_folder_for_a_dead_one(tmp_path: Path) -> None:

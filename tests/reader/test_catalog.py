@@ -91,12 +91,55 @@ def test_a_dataset_that_is_followed_later_appears(world: World) -> None:
         "",
         "select 1; detach orders",
         "pragma database_list",
+        "explain insert into orders.main.orders values (1, 1)",
+        "explain analyze create or replace view planes.main.planes as select 666 v",
+        "explain analyze /* /* */ select 1 -- */ create table planes.main.mine as select 1",
+        "explain (analyze, format json) create table planes.main.mine as select 1",
+        "explain analyze drop view planes.main.planes",
+        "/* ü */ explain analyze with a as (select 1) insert into orders.main.orders select 1, 1 from a",
     ],
 )
 def test_a_query_only_reads(world: World, sql: str) -> None:
     reader = both(world)
     with pytest.raises(ReadOnlyDataset):
         reader.catalog.query(sql)
+    assert reader.catalog.query(JOIN).to_pylist() == [{"n": 500, "o": 1, "p": 1}]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "explain select 1",
+        "explain analyze select * from planes.main.planes",
+        "EXPLAIN(format json)\nwith a as (select 1) select * from a",
+        "-- first\nexplain /* ü */ (ANALYZE, format json) -- last\n select count(*) from orders.main.orders",
+        "explain analyze (select 1)",
+        "explain from orders.main.orders",
+    ],
+)
+def test_a_select_is_explained(world: World, sql: str) -> None:
+    assert both(world).catalog.query(sql).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "create or replace view planes.main.planes as select 666 v",
+        "explain analyze create or replace view planes.main.planes as select 666 v",
+        "drop view planes.main.planes",
+        "create table planes.main.mine as select 1",
+        "create macro min(x) as 666",
+        "create macro memory.main.min(x) as 666",
+        "create schema planes",
+        "create view memory.main.planes as select 666 v",
+    ],
+)
+def test_no_session_changes_what_others_read(world: World, sql: str) -> None:
+    reader = both(world)
+    with reader.catalog.connect() as session:
+        with pytest.raises(duckdb.InvalidInputException, match="read-only"):
+            session.execute(sql)
+        assert reader.catalog.query(JOIN).to_pylist() == [{"n": 500, "o": 1, "p": 1}]
     assert reader.catalog.query(JOIN).to_pylist() == [{"n": 500, "o": 1, "p": 1}]
 
 
@@ -120,8 +163,59 @@ def test_what_a_session_breaks_for_all_is_made_anew(world: World) -> None:
     with reader.catalog.connect() as session:
         with pytest.raises(duckdb.CatalogException):
             session.execute("select * from mine")
-        session.execute("drop view planes.main.planes")
         session.execute("detach orders")
+    assert reader.catalog.query(JOIN).to_pylist() == [{"n": 500, "o": 1, "p": 1}]
+    with reader.catalog.connect() as session:
+        for sql in ("orders set alias to other", "planes set alias to orders", "other set alias to planes"):
+            session.execute(f"alter database {sql}")
+    assert reader.catalog.query(JOIN).to_pylist() == [{"n": 500, "o": 1, "p": 1}]
+
+
+def test_what_sessions_need_on_disk_is_gone_with_them(world: World) -> None:
+    reader = both(world)
+    spill = reader.data_dir / ".spill"
+    with reader.catalog.connect() as session:
+        first = reader.catalog._sessions
+        assert first is not None
+        world.planes(2)
+        reader.refresh("planes")
+        assert first._folder.exists()
+        assert session.sql(JOIN).fetchall() == [(500, 1, 1)]
+    assert not first._folder.exists()
+    last = reader.catalog._sessions
+    assert last is not None
+    assert last._folder.exists()
+    reader.close()
+    assert not [path for path in spill.rglob("*") if path.suffix == ".duckdb"]
+
+
+def test_sessions_that_can_not_be_made_hold_no_local_copy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise duckdb.OutOfMemoryException("none left")
+
+    reader = both(world)
+    uses = [dict(reader._followed[name].folder._uses) for name in ("orders", "planes")]
+    for where in (catalog._Sessions, catalog._Member):
+        method = "_databases" if where is catalog._Sessions else "__init__"
+        with monkeypatch.context() as patch:
+            patch.setattr(where, method, broken)
+            with pytest.raises((ReaderError, duckdb.OutOfMemoryException), match="none left"):
+                reader.catalog.query("select 1")
+        assert [dict(reader._followed[name].folder._uses) for name in ("orders", "planes")] == uses
+        assert not list((reader.data_dir / ".spill").glob("*/memory.duckdb"))
+    assert reader.catalog.query(JOIN).to_pylist() == [{"n": 500, "o": 1, "p": 1}]
+
+
+def test_a_session_whose_databases_can_not_be_listed_ends_its_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = both(world)
+    with reader.catalog.connect():
+        broken = reader.catalog._sessions
+        assert broken is not None
+        monkeypatch.setattr(broken, "_databases", lambda: broken._root.execute("select no_such_column"))
+    assert broken.leases == 0
+    assert reader.catalog._sessions is not broken
     assert reader.catalog.query(JOIN).to_pylist() == [{"n": 500, "o": 1, "p": 1}]
 
 

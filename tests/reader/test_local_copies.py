@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import duckdb
 import pytest
 
-from snapshot_assets.errors import ConfigurationError, DataDirBusy, StoreUnavailable
+from snapshot_assets.errors import (
+    ConfigurationError,
+    DataDirBusy,
+    DiskFull,
+    ReaderError,
+    SnapshotDamaged,
+    StoreUnavailable,
+    UnsupportedFormatVersion,
+)
+from snapshot_assets.maintenance.maintenance import Maintenance
+from snapshot_assets.reader.data_dir import DataDirLock, disk_errors
 from snapshot_assets.store.snapshot_store import SnapshotStore
 from snapshot_assets.testing.faults import Fault
 from tests.reader.world import World, wait_until
@@ -99,6 +114,160 @@ def test_a_copy_that_the_engine_does_not_open_is_fetched_again(world: World) -> 
     assert count_of(world.reader().follow("orders")) == [{"c": 1_000, "v": 1}]
 
 
+FEW_FILES = """
+import os, resource, sys
+from snapshot_assets.errors import SnapshotAssetsError
+from snapshot_assets.reader.reader import SnapshotReader
+from snapshot_assets.reader.settings import ReaderSettings
+from snapshot_assets.store.snapshot_store import SnapshotStore
+
+url, data_dir, name, copy = sys.argv[1:]
+settings = ReaderSettings(refresh_interval=None)
+store = SnapshotStore.open(url, read_only=True)
+with SnapshotReader(store, data_dir, settings) as reader:
+    reader.follow(name)  # imports all that there is to import
+os.rename(url, url + "-away")
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+refused = 0
+for free in range(8):
+    with SnapshotReader(store, data_dir, settings) as reader:
+        taken = []
+        try:
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            for _ in range(free):
+                os.close(taken.pop())
+        try:
+            reader.follow(name)
+        except SnapshotAssetsError:
+            refused += 1
+        for descriptor in taken:
+            os.close(descriptor)
+        assert os.path.isdir(copy), free
+        assert reader.follow(name).query(f"select count(*) c from {name}").to_pylist()[0]["c"] > 0
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("name", ["orders", "planes"])
+def test_too_many_open_files_are_no_damage(world: World, name: str) -> None:
+    published = world.orders(1) if name == "orders" else world.planes(1)
+    copy = world.data_dir / name / f"{published.incarnation}-s0"
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, str(world.folder / "store"), str(world.data_dir), name, str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
+def test_what_the_engine_refuses_of_a_whole_copy_is_no_damage(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = world.orders(1)
+    with world.reader() as reader:
+        reader.follow("orders")
+    store_down(world)
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise duckdb.OutOfMemoryException("failed to allocate")
+
+    monkeypatch.setattr(duckdb, "connect", out_of_memory)
+    reader = world.reader()
+    with pytest.raises(ReaderError, match="is whole, and duckdb can not open .*failed to allocate") as raised:
+        reader.follow("orders")
+    assert not isinstance(raised.value, SnapshotDamaged)
+    assert world.local_copies("orders") == [f"{published.incarnation}-s0"]
+    monkeypatch.undo()
+    assert count_of(reader.follow("orders")) == [{"c": 1_000, "v": 1}]
+
+
+def test_a_copy_that_can_not_be_read_now_gives_nothing_and_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = world.planes(1)
+    reader = world.reader()
+    provider = reader.follow("planes")
+    world.planes(2)
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "snapshot.json":
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    world.faults.arm(Fault("before", "read_ranges", times=1_000))
+    with pytest.raises(StoreUnavailable):
+        reader.refresh("planes")
+    assert world.local_copies("planes") == [f"{published.incarnation}-s0"]
+    assert count_of(provider, "planes") == [{"c": 500, "v": 1}]
+    world.faults.disarm()
+    result = reader.refresh("planes")
+    assert (result.outcome, result.reused_bytes) == ("loaded", 0)
+
+
+def test_a_damaged_copy_is_not_removed_while_it_is_used(world: World) -> None:
+    published = world.planes(1)
+    reader = world.reader()
+    provider = reader.follow("planes")
+    copy = world.data_dir / "planes" / f"{published.incarnation}-s0"
+    with provider.connect() as connection:
+        world.planes(2)
+        reader.refresh("planes")
+        (copy / "snapshot.json").write_text("{}")
+        Maintenance(world.plain).rollback("planes", 0)
+        with pytest.raises(SnapshotDamaged):
+            reader.refresh("planes")
+        assert copy.is_dir()
+        assert connection.execute("select distinct v from planes").fetchall() == [(1,)]
+    assert wait_until(lambda: not reader.status()["planes"].draining)
+    assert reader.refresh("planes").outcome == "loaded"
+    assert count_of(provider, "planes") == [{"c": 500, "v": 1}]
+
+
+def test_deleting_an_old_copy_never_takes_a_new_one_of_its_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.planes(1)
+    reader = world.reader(keep_local=1)
+    provider = reader.follow("planes")
+    deleting, go_on = threading.Event(), threading.Event()
+    rename = Path.rename
+
+    def slow(path: Path, target: Path) -> Path:
+        if threading.current_thread().name == "snapshot-assets-drain":
+            deleting.set()
+            go_on.wait(1.0)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", slow)
+    world.planes(2)
+    reader.refresh("planes")
+    assert deleting.wait(10.0)
+    Maintenance(world.plain).rollback("planes", 0)
+    assert reader.refresh("planes").outcome == "loaded"
+    go_on.set()
+    served = f"{provider.current.incarnation}-s0"
+    assert wait_until(lambda: not reader.status()["planes"].draining and world.local_copies("planes") == [served])
+    assert count_of(provider, "planes") == [{"c": 500, "v": 1}]
+
+
+def test_every_file_of_a_ready_copy_is_durable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = world.orders(1, rows=300_000)
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    world.reader().follow("orders")
+    folder = world.data_dir / "orders"
+    copy = folder / f"{published.incarnation}-s0"
+    for path in [folder, folder / "state.json", copy, *copy.rglob("*")]:
+        assert path.stat().st_ino in synced, path
+
+
 @pytest.mark.parametrize("checked", [True, False])
 def test_digests_are_checked_on_start_when_the_settings_say_so(world: World, checked: bool) -> None:
     published = world.planes(1, rows=20_000)
@@ -124,6 +293,73 @@ def test_a_damaged_state_is_no_reason_not_to_start(world: World) -> None:
     world.faults.calls.clear()
     assert count_of(world.reader().follow("orders")) == [{"c": 1_000, "v": 1}]
     assert not world.faults.count("read_ranges")
+
+
+def test_a_newer_state_is_refused_and_left_as_it_is(world: World) -> None:
+    published = world.orders(1)
+    with world.reader() as reader:
+        reader.follow("orders")
+    folder = world.data_dir / "orders"
+    state = b'{"format_version": 2}'
+    (folder / "state.json").write_bytes(state)
+    (folder / ".building-newer").mkdir()
+    world.orders(2)
+    reader = world.reader()
+    for _ in range(2):
+        with pytest.raises(UnsupportedFormatVersion, match="state.json"):
+            reader.follow("orders")
+    assert (folder / "state.json").read_bytes() == state
+    assert world.local_copies("orders") == [".building-newer", f"{published.incarnation}-s0"]
+
+
+def test_a_leftover_that_can_not_be_removed_stands_in_nobodys_way(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.orders(1)
+    with world.reader() as reader:
+        reader.follow("orders")
+    (world.data_dir / "orders" / ".building-01ARZ3NDEKTSV4RRFFQ69G5FAV").mkdir()
+    reader = world.reader()
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "no", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with caplog.at_level(logging.WARNING, "snapshot_assets.reader"):
+        assert count_of(reader.follow("orders")) == [{"c": 1_000, "v": 1}]
+    assert ".building-01ARZ3NDEKTSV4RRFFQ69G5FAV can not be removed" in caplog.text
+    monkeypatch.undo()
+
+
+def test_a_file_in_the_place_of_the_datasets_folder_is_a_typed_error(world: World) -> None:
+    world.orders(1)
+    reader = world.reader()
+    (world.data_dir / "orders").write_text("")
+    with pytest.raises(ReaderError, match=str(world.data_dir / "orders")):
+        reader.follow("orders")
+    (world.data_dir / "orders").unlink()
+    assert count_of(reader.follow("orders")) == [{"c": 1_000, "v": 1}]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, DiskFull),
+        (errno.EDQUOT, DiskFull),
+        (errno.EMFILE, ReaderError),
+        (errno.EACCES, ReaderError),
+        (errno.EIO, ReaderError),
+    ],
+)
+def test_what_the_operating_system_refuses_is_a_typed_error(number: int, kind: type[ReaderError]) -> None:
+    with (
+        pytest.raises(kind, match="it failed: /the/folder") as raised,
+        disk_errors("it failed", "d", Path("/the/folder")),
+    ):
+        raise OSError(number, os.strerror(number))
+    assert type(raised.value) is kind
+    assert raised.value.hint
+    assert raised.value.dataset == "d"
 
 
 def test_debris_of_an_earlier_process_is_removed_at_start(world: World) -> None:
@@ -204,3 +440,45 @@ def test_a_data_folder_that_can_not_be_made_is_a_typed_error(world: World) -> No
     (world.folder / "file").write_text("")
     with pytest.raises(ConfigurationError, match="data folder"):
         world.reader(data_dir=world.folder / "file" / "data")
+
+
+def test_a_path_that_no_folder_can_have_is_a_typed_error() -> None:
+    with pytest.raises(ConfigurationError, match="data folder"):
+        DataDirLock(Path("a\0b"))
+
+
+FORKED = """
+import os, signal, sys
+from pathlib import Path
+from snapshot_assets.errors import DataDirBusy
+from snapshot_assets.reader.data_dir import DataDirLock
+
+folder = Path(sys.argv[1])
+lock = DataDirLock(folder)
+child = os.fork()
+if child == 0:
+    lock.release()
+    os._exit(0)
+os.waitpid(child, 0)
+try:
+    DataDirLock(folder)
+except DataDirBusy:
+    print("kept")
+child = os.fork()
+if child == 0:
+    signal.pause()
+lock.release()
+try:
+    DataDirLock(folder).release()
+    print("given up")
+finally:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_child_neither_keeps_nor_ends_the_lock(world: World) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(world.data_dir)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split("\n")[:2] == ["kept", "given up"], done.stderr

@@ -23,7 +23,7 @@ def test_a_first_snapshot_arrives_by_itself(world: World) -> None:
     provider = reader.follow("orders")
     world.orders(1)
     assert wait_until(lambda: provider.serving is not None)
-    assert reader.status()["orders"].state == "loaded"
+    assert wait_until(lambda: reader.status()["orders"].state == "loaded")
 
 
 def test_one_listing_serves_all_datasets_and_unchanged_heads_are_not_read(world: World) -> None:
@@ -83,6 +83,45 @@ def test_failures_are_retried_at_growing_intervals(world: World, caplog: pytest.
     world.faults.disarm()
     assert wait_until(lambda: reader.status()["orders"].state == "loaded")
     assert reader.status()["orders"].last_error is None
+    world.orders(2)
+    assert wait_until(lambda: provider.current.generation == 2)
+
+
+def test_a_refresh_that_can_not_be_started_is_tried_at_a_later_look(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.orders(1)
+    reader = world.reader(refresh_interval=0.05)
+    provider = reader.follow("orders")
+    assert reader._polling is not None
+    workers = reader._polling._workers
+    assert workers is not None
+    submit, refused = workers.submit, threading.Event()
+
+    def submit_later(*arguments: object) -> object:
+        if refused.is_set():
+            return submit(*arguments)  # type: ignore[arg-type]
+        refused.set()
+        raise RuntimeError("can't start new thread")
+
+    workers.submit = submit_later  # type: ignore[method-assign, assignment]
+    world.orders(2)
+    assert wait_until(lambda: provider.current.generation == 2)
+    assert "can't start new thread" in caplog.text
+
+
+def test_a_look_that_fails_unforeseen_is_not_the_last(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unforeseen() -> None:
+        raise KeyError("nobody foresaw this")
+
+    world.orders(1)
+    reader = world.reader(refresh_interval=0.05)
+    provider = reader.follow("orders")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "heads", unforeseen)
+        assert wait_until(lambda: "nobody foresaw this" in caplog.text)
     world.orders(2)
     assert wait_until(lambda: provider.current.generation == 2)
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from snapshot_assets.errors import ReaderError, ReadOnlyDataset
+from snapshot_assets.reader import drain
 from tests.reader.world import World, wait_until
 
 ENDLESS = "select count(*) from range(1000000000) a, range(1000000000) b where a.range % 7 = b.range % 11"
@@ -171,6 +172,67 @@ def test_cancelling_interrupts_old_leases_and_no_new_ones(world: World, name: st
         assert len(outcome) == 1
         assert "interrupt" in str(outcome[0]).lower()
         assert connection.execute(f"select distinct v from {name}").fetchall() == [(2,)]
+
+
+@pytest.mark.parametrize("name", ["orders", "planes"])
+def test_a_lease_that_closed_its_connection_stops_neither_cancelling_nor_later_drains(world: World, name: str) -> None:
+    publish = getattr(world, name)
+    publish(1)
+    reader = world.reader(drain_timeout=0.1, drain_policy="cancel")
+    provider = reader.follow(name)
+    lease, other = provider.connect(), provider.connect()
+    with lease as closed, other:
+        closed.close()
+        publish(2)
+        reader.refresh(name)
+        old = other.serving
+        interrupted = threading.Event()
+        other.connection = type("Spy", (), {"interrupt": lambda _: interrupted.set(), "close": lambda _: None})()
+        assert wait_until(interrupted.is_set)
+        assert old.leases == 2
+    assert wait_until(lambda: not reader.status()[name].draining)
+    publish(3)
+    reader.refresh(name)
+    assert wait_until(lambda: not reader.status()[name].draining)
+
+
+def test_a_pool_that_does_not_close_keeps_no_local_copy_and_stops_no_later_drain(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.orders(1)
+    reader = world.reader(keep_local=1)
+    provider = reader.follow("orders")
+    first = provider.serving
+    assert first is not None
+
+    def fail() -> None:
+        raise duckdb.ConnectionException("it does not close")
+
+    first.pool.close = fail  # type: ignore[method-assign]
+    for version in (2, 3):
+        world.orders(version)
+        reader.refresh("orders")
+        assert wait_until(lambda: not reader.status()["orders"].draining)
+        assert wait_until(lambda: len(world.local_copies("orders")) == 1)
+    assert "it does not close" in caplog.text
+
+
+def test_generations_are_put_away_without_a_thread_when_none_can_be_started(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    world.orders(1)
+    reader = world.reader()
+    provider = reader.follow("orders")
+    with provider.connect(), monkeypatch.context() as patch:
+        world.orders(2)
+        patch.setattr(drain, "_new_thread", fail)
+        assert reader.refresh("orders").generation == 2
+        assert provider.query("select distinct v from orders").to_pylist() == [{"v": 2}]
+        assert len(reader._drains.serving()) == 1
+    assert not reader._drains.serving()
 
 
 def test_what_a_query_can_not_hold_in_memory_never_lies_in_the_local_copy(world: World) -> None:

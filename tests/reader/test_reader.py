@@ -1,15 +1,116 @@
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from snapshot_assets.errors import InvalidDatasetName, ReaderError, StoreUnavailable
+from snapshot_assets.errors import ConfigurationError, InvalidDatasetName, ReaderError, StoreUnavailable
 from snapshot_assets.failpoints import REFRESH_DURING_FETCH, Failpoints
+from snapshot_assets.reader.followed import FollowedDataset
 from snapshot_assets.reader.settings import RefreshResult
 from snapshot_assets.testing.faults import Fault
 from tests.reader.world import World, wait_until
+
+UNCLOSED = """
+import sys, threading
+from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.publish.publisher import Publisher
+from snapshot_assets.reader.reader import SnapshotReader
+from snapshot_assets.reader.settings import ReaderSettings
+from snapshot_assets.store.snapshot_store import SnapshotStore
+import duckdb
+
+url, data_dir, live = sys.argv[1:]
+reader = SnapshotReader(SnapshotStore.open(url, read_only=True), data_dir, ReaderSettings(refresh_interval=60))
+provider = reader.follow("orders")
+reader.catalog.query("select count(*) from orders.main.orders")
+with duckdb.connect(live) as connection:
+    connection.execute("insert into orders from orders")
+Publisher(SnapshotStore.open(url)).publish(Dataset("orders", "duckdb", live))
+closes, close = threading.Event(), provider.serving.pool.close
+
+def slow_close():
+    closes.set()
+    with duckdb.connect() as connection:  # a thread that is in and out of DuckDB for a while, as one that closes much
+        for _ in range(300):
+            connection.execute("select sum(range) from range(100_000)")
+    close()
+
+provider.serving.pool.close = slow_close
+reader.refresh("orders")
+assert closes.wait(20)
+"""
+
+
+def test_a_process_that_does_not_close_its_reader_ends_well(world: World) -> None:
+    world.orders(1)
+    folder, live = world.folder, world.folder / "orders.duckdb"
+    for run in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", UNCLOSED, *map(str, (folder / "store", folder / f"data-{run}", live))],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_can_not_be_made_lets_go_of_its_data_folder(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> Path:
+        raise OSError(errno.EIO, "broken disk", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("snapshot_assets.reader.reader.fresh_folder", full)
+        with pytest.raises(ConfigurationError, match="broken disk"):
+            world.reader()
+    world.orders(1)
+    assert world.reader().follow("orders").current.generation == 1
+
+
+def test_a_close_that_is_interrupted_closes_the_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    world.orders(1)
+    reader = world.reader(refresh_interval=0.05)
+    provider = reader.follow("orders")
+    reader.catalog.query("select 1")
+    assert reader._polling is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(reader._polling, "close", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reader.close()
+    with pytest.raises(ReaderError, match="closed"):
+        provider.query("select 1")
+    assert reader.catalog._sessions is None
+    with world.reader() as second:
+        assert second.follow("orders").current.generation == 1
+    reader._polling.close()
+
+
+def test_a_follow_that_meets_a_close_serves_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.orders(1)
+    with world.reader() as reader:
+        reader.follow("orders")
+    reader = world.reader()
+    recover = FollowedDataset.recover
+
+    def after_close(followed: FollowedDataset) -> None:
+        reader.close()
+        recover(followed)
+
+    monkeypatch.setattr(FollowedDataset, "recover", after_close)
+    with pytest.raises(ReaderError, match="closed"):
+        reader.follow("orders")
+    assert reader._known["orders"].provider.serving is None
 
 
 def test_following_twice_gives_the_same_provider(world: World) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import duckdb
@@ -14,6 +18,7 @@ from snapshot_assets.errors import (
     DiskFull,
     EngineTooOld,
     NotLoaded,
+    ReaderError,
     SchemaIncompatible,
     SnapshotDamaged,
     StoreUnavailable,
@@ -22,16 +27,36 @@ from snapshot_assets.ids import new_incarnation_id
 from snapshot_assets.maintenance.maintenance import Maintenance
 from snapshot_assets.model.head import Status, head_key
 from snapshot_assets.publish.publisher import PublishResult
+from snapshot_assets.reader.data_dir import replace_file
 from snapshot_assets.reader.provider import SnapshotProvider
 from snapshot_assets.store.snapshot_store import SnapshotStore
 from snapshot_assets.testing.faults import Fault
-from tests.reader.world import World
+from tests.reader.world import World, wait_until
 
 
 def version(provider: SnapshotProvider, table: str = "orders") -> int:
     rows = provider.query(f"select distinct v from {table}").to_pylist()
     assert len(rows) == 1
     return int(rows[0]["v"])
+
+
+def written_generation(world: World) -> int:
+    return int(json.loads((world.data_dir / "orders" / "state.json").read_bytes())["generation"])
+
+
+@pytest.fixture
+def state_fails_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it to let the disk be full when the state is written next."""
+    place = "snapshot_assets.reader.local_copy.replace_file"
+
+    def arm() -> None:
+        def fail(path: Path, data: bytes) -> None:
+            monkeypatch.setattr(place, replace_file)
+            raise OSError(errno.ENOSPC, "no space", str(path))
+
+        monkeypatch.setattr(place, fail)
+
+    return arm
 
 
 def test_a_newer_generation_is_loaded_and_mostly_reused(world: World) -> None:
@@ -102,6 +127,105 @@ def test_the_generation_never_goes_lower_and_the_warning_comes_once(
     assert provider.current.generation == 2
     assert [record for record in caplog.records if "the store went back" in record.message] == caplog.records
     assert len(caplog.records) == 1
+
+
+def test_the_generation_never_goes_lower_across_a_restart(world: World) -> None:
+    for number in (1, 2, 3):
+        published = world.orders(number)
+    with world.reader() as reader:
+        reader.follow("orders")
+    (world.data_dir / "orders" / f"{published.incarnation}-s2" / "files" / "orders.duckdb").write_bytes(b"x")
+    world.change_head("orders", lambda head: {"generation": 1, "current_snapshot_id": 0})
+    reader = world.reader()
+    for _ in range(2):
+        with pytest.raises(ReaderError, match="the store went back: .* generation 1, .* served 3"):
+            reader.follow("orders")
+    assert written_generation(world) == 3
+    world.change_head("orders", lambda head: {"generation": 3, "current_snapshot_id": 2})
+    assert version(reader.follow("orders")) == 3
+
+
+def test_a_fallback_never_goes_lower_than_what_was_served_before_a_restart(world: World) -> None:
+    world.orders(1)
+    published = world.orders(2, rows=300_000)
+    with world.reader() as reader:
+        reader.follow("orders")
+    (world.data_dir / "orders" / f"{published.incarnation}-s1" / "files" / "orders.duckdb").write_bytes(b"x")
+    world.delete_data(published, "manifest.json")
+    with pytest.raises(SnapshotDamaged):
+        world.reader(on_damage="fallback").follow("orders")
+    assert written_generation(world) == 2
+
+
+def test_the_generation_never_goes_lower_after_an_unload(world: World) -> None:
+    world.orders(1)
+    world.orders(2)
+    reader = world.reader(on_dropped="unload")
+    reader.follow("orders")
+    world.change_head("orders", lambda head: {"status": Status.DROPPED, "generation": head.generation + 1})
+    reader.refresh("orders")
+    world.change_head("orders", lambda head: {"status": Status.ACTIVE, "generation": 1, "current_snapshot_id": 0})
+    with pytest.raises(ReaderError, match="the store went back"):
+        reader.refresh("orders")
+
+
+def test_a_swap_that_can_not_be_written_down_is_seen_by_all_and_written_down_later(
+    world: World, state_fails_once: Callable[[], None]
+) -> None:
+    world.orders(1)
+    reader = world.reader(keep_local=1)
+    provider = reader.follow("orders")
+    query = "select distinct v from orders.main.orders"
+    assert reader.catalog.query(query).to_pylist() == [{"v": 1}]
+    published = world.orders(2)
+    state_fails_once()
+    with pytest.raises(DiskFull, match="not written down"):
+        reader.refresh("orders")
+    assert version(provider) == 2
+    assert reader.catalog.query(query).to_pylist() == [{"v": 2}]
+    assert wait_until(lambda: world.local_copies("orders") == [f"{published.incarnation}-s1"])
+    assert written_generation(world) == 1
+    assert reader.refresh("orders").outcome == "not_modified"
+    assert written_generation(world) == 2
+    assert reader.status()["orders"].last_error is None
+
+
+def test_a_higher_generation_that_can_not_be_written_down_is_written_down_by_polling(
+    world: World, state_fails_once: Callable[[], None]
+) -> None:
+    world.orders(1)
+    reader = world.reader(refresh_interval=0.05)
+    provider = reader.follow("orders")
+    assert reader.catalog.generations["orders"].generation == 1
+    state_fails_once()
+    world.change_head("orders", lambda _: {"generation": 4})
+    assert wait_until(lambda: written_generation(world) == 4)
+    assert provider.current.generation == 4
+    assert reader.catalog.generations["orders"].generation == 4
+
+
+def test_an_unload_that_fails_on_the_disk_is_finished_by_the_next_refresh(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.orders(1)
+    reader = world.reader(on_dropped="unload")
+    reader.follow("orders")
+    world.change_head("orders", lambda head: {"status": Status.DROPPED, "generation": head.generation + 1})
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "state.json":
+            raise PermissionError(errno.EACCES, "no", str(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(ReaderError, match="state.json"):
+        reader.refresh("orders")
+    monkeypatch.undo()
+    assert not reader.catalog.generations
+    assert wait_until(lambda: not reader.status()["orders"].draining)
+    assert reader.refresh("orders").outcome == "waiting"
+    assert not (world.data_dir / "orders" / "state.json").exists()
 
 
 def test_a_failed_attempt_does_not_remember_the_version_token(world: World) -> None:
@@ -334,6 +458,22 @@ def test_fallback_never_replaces_what_is_loaded_by_something_older(world: World)
     with pytest.raises(SnapshotDamaged):
         reader.refresh("orders")
     assert version(provider) == 2
+
+
+def test_a_fallback_onto_what_is_served_leaves_it_being_served(world: World) -> None:
+    world.orders(1)
+    reader = world.reader(on_damage="fallback")
+    provider = reader.follow("orders")
+    world.delete_data(world.orders(2, rows=300_000), "manifest.json")
+    world.delete_data(world.orders(3, rows=200_000), "manifest.json")
+    for _ in range(2):
+        serving = provider.serving
+        with pytest.raises(SnapshotDamaged):
+            reader.refresh("orders")
+        assert provider.serving is serving
+        assert not reader.status()["orders"].draining
+        assert version(provider) == 1
+    assert provider.current.generation == 1
 
 
 def test_bootstrap_failure_policies(world: World) -> None:

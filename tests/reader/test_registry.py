@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from snapshot_assets.errors import ReaderError
+from snapshot_assets.reader.local_copy import LocalCopy
+from snapshot_assets.reader.opening import open_copy
 from snapshot_assets.reader.registry import InstanceKey, PoolRegistry
+from tests.reader.world import World
 
 
 class OpenPool:
@@ -87,3 +91,16 @@ def test_a_factory_that_raises_leaves_nothing_behind() -> None:
     with pytest.raises(ValueError, match="no"):
         registry.get_or_create(InstanceKey.memory(), broken)
     assert isinstance(registry.get_or_create(InstanceKey.memory(), OpenPool), OpenPool)
+
+
+def test_a_copy_that_is_open_is_never_given_to_a_second_owner(world: World) -> None:
+    published = world.orders(1)
+    with world.reader() as reader:
+        reader.follow("orders")
+    copy = LocalCopy.read(world.data_dir / "orders" / f"{published.incarnation}-s0")
+    registry = PoolRegistry()
+    pool = open_copy(registry, copy, world.folder / "scratch")
+    with pytest.raises(ReaderError, match="open already"):
+        open_copy(registry, copy, world.folder / "scratch")
+    assert pool.query("select count(*) c from orders").to_pylist() == [{"c": 1_000}]
+    pool.close()

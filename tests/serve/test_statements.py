@@ -248,4 +248,18 @@ def test_parameters_are_known_by_position_and_by_name() -> None:
 
 
 def test_nothing_but_the_checked_select_follows_explain() -> None:
-    assert CHECK.check("/* insert */ EXPLAIN -- x\n select 1").sql == "EXPLAIN select 1"
+    assert CHECK.check("/* insert */ EXPLAIN -- x\n select 1").sql == "explain select 1"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "explain analyze /* /* */ select 1 -- */ create table zz as select 1",
+        "explain /* /* */ select 1 -- */ */ delete from orders",
+        "/* explain */ /* /* */ select 1 */ explain analyze create table zz as select 1",
+    ],
+)
+def test_nested_comments_hide_nothing_behind_an_explain(sql: str) -> None:
+    """DuckDB's comments nest: what looks like the SELECT may be a comment, and what looks like one may be run."""
+    with pytest.raises((QueryRefused, QueryFailed)):
+        CHECK.check(sql)

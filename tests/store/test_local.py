@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -230,6 +230,18 @@ def test_a_write_that_fails_leaves_nothing(store: LocalStore, root: Path, monkey
     assert files_under(root) == {"a"}
 
 
+def test_a_file_that_the_system_refuses_to_let_grow_is_no_passing_trouble(
+    store: LocalStore, root: Path, file_size_limit: Callable[[int], None]
+) -> None:
+    store.write_if_absent("a", b"x")
+    file_size_limit(100)
+    with pytest.raises(StoreError, match="too large") as caught:
+        store.upload("pack", bytes(1000))
+    assert not isinstance(caught.value, StoreUnavailable)
+    assert "Free disk space" in caught.value.hint
+    assert files_under(root) == {"a"}
+
+
 def test_an_upload_that_conflicts_leaves_no_temporary_file(store: LocalStore, root: Path, tmp_path: Path) -> None:
     store.upload("pack", b"first")
     source = tmp_path / "source"
@@ -276,10 +288,16 @@ def test_no_object_lies_beneath_another_one(store: LocalStore) -> None:
     assert store.read("a").data == b"x"
 
 
-def test_a_root_that_is_a_file_is_an_error_with_a_hint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["file", "file/store"])
+def test_a_root_that_is_a_file_is_an_error_with_a_hint(tmp_path: Path, root: str) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(StoreError):
-        LocalStore(tmp_path / "file").write_if_absent("a", b"x")
+    store = LocalStore(tmp_path / root)
+    for write in (lambda: store.write_if_absent("a", b"x"), lambda: store.upload("a", b"x")):
+        with pytest.raises(StoreError, match="directory|exists") as caught:
+            write()
+        assert not isinstance(caught.value, StoreUnavailable | Conflict)
+        assert caught.value.hint
+    assert (tmp_path / "file").read_bytes() == b"x"
 
 
 def test_reading_makes_no_folder(store: LocalStore, root: Path) -> None:

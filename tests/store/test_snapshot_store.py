@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,6 +105,28 @@ class TestOpening:
             assert any("/probe/" in request.path for request in relay.requests)
             SnapshotStore.open(s3_url, options)
             assert len(relay.requests) == probed + 1
+
+    def test_the_same_url_at_another_endpoint_is_another_store_to_probe(
+        self, s3_server: S3Server, s3_url: str, s3_options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def probes(relay: Relay) -> bool:
+            return any("/probe/" in request.path for request in relay.requests)
+
+        with (
+            Relay(s3_server.endpoint) as first,
+            Relay(s3_server.endpoint) as second,
+            Relay(s3_server.endpoint) as third,
+        ):
+            SnapshotStore.open(s3_url, {**s3_options, "endpoint": first.endpoint})
+            SnapshotStore.open(s3_url, {**s3_options, "endpoint": second.endpoint})
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", third.endpoint)
+            SnapshotStore.open(s3_url, {name: value for name, value in s3_options.items() if name != "endpoint"})
+            assert [probes(relay) for relay in (first, second, third)] == [True, True, True]
+
+    def test_a_container_of_another_account_is_another_store_to_probe(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "three")
+        given: list[dict[str, str]] = [{"account_name": "one"}, {"account_name": "two"}, {}]
+        assert len({ObjectStore("az://container/p", options).service for options in given}) == 3
 
     def test_a_probe_that_failed_runs_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         attempts: list[str] = []
@@ -224,11 +247,31 @@ class TestUrls:
 
     @pytest.mark.parametrize(
         "url",
-        ["", " ", "http://bucket/p", "S4://x", "file://host/share", "file://relative", "s3://", "memory://a/../b"],
-    )
+        ["", " ", "http://bucket/p", "S4://x", "file://host/share", "file://relative", "s3://", "memory://a/../b",
+         "~nosuchuser/x", "a\0b", "file:///%00", "file:///a%00b", "file://[", "a\ud800", "s3:/bucket/p", 5, b"x", None],
+    )  # fmt: skip
     def test_urls_that_name_no_store_are_refused(self, url: str) -> None:
         with pytest.raises(ConfigurationError):
             open_objects(url)
+
+    def test_the_url_of_a_folder_leads_back_to_it_whatever_bytes_its_name_has(self, tmp_path: Path) -> None:
+        folder = tmp_path / os.fsdecode(b"\xff%20 \xc3\xa9")
+        store = open_objects(str(folder))
+        store.write_if_absent("a", b"x")
+        assert open_objects(store.url).read("a").data == b"x"
+
+    def test_a_path_object_names_a_folder(self, tmp_path: Path) -> None:
+        assert SnapshotStore.open(tmp_path / "store").url == (tmp_path / "store").as_uri()
+        with pytest.raises(ConfigurationError, match="no URL"):
+            open_objects(Path("s3://bucket/prefix"))
+
+    @pytest.mark.parametrize("name", ["loop", "loop/store"])
+    def test_a_path_through_links_without_an_end_is_refused(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "loop").symlink_to(tmp_path / "other")
+        (tmp_path / "other").symlink_to(tmp_path / "loop")
+        for url in (str(tmp_path / name), (tmp_path / name).as_uri()):
+            with pytest.raises(ConfigurationError, match="loop"):
+                open_objects(url)
 
     def test_options_where_none_are_taken_are_refused(self, tmp_path: Path) -> None:
         for url in (str(tmp_path), tmp_path.as_uri(), "memory://"):
