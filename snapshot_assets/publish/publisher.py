@@ -21,9 +21,10 @@ from snapshot_assets.model.head import MAX_SNAPSHOTS, Head, SnapshotEntry
 from snapshot_assets.publish.commit import MIN_SNAPSHOTS, check_writable, entry_of_key
 from snapshot_assets.publish.heads import find_head
 from snapshot_assets.publish.lease import LeaseBook, this_holder
+from snapshot_assets.publish.operation import PublishSettings, UploadCheck
 from snapshot_assets.publish.recovery import claim_epoch, heal, pending_sidecars
 from snapshot_assets.publish.result import PublishOutcome, PublishResult, Stopwatch, result_of
-from snapshot_assets.publish.writing import PublishSettings, UploadCheck, Writing
+from snapshot_assets.publish.writing import Writing
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["PublishOutcome", "PublishResult", "Publisher", "Writing"]

@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import IO, Self
 
@@ -36,6 +38,7 @@ _logger = logging.getLogger(__name__)
 _FIRST_RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 30.0
 _FLIGHT_STOP_SECONDS = 5.0
+_END_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +165,6 @@ class ReaderNode:
         self._queries: Queries | None = None
         self._flight: FlightSqlServer | None = None
         self._http: HttpServer | None = None
-        self.is_held_open = False
-        """After `stop`: whether a client that reads nothing still holds a call open."""
 
     def start(self) -> Self:
         """Listen, then follow every dataset; returns when each was tried once.
@@ -231,7 +232,7 @@ class ReaderNode:
             if self._queries is not None:
                 self._queries.stop(self.settings.stop_timeout)
             if self._flight is not None:
-                self.is_held_open = not self._shut_down(self._flight)
+                self._shut_down(self._flight)
                 self._flight = None
             if self._http is not None:
                 self._http.stop()
@@ -286,18 +287,28 @@ class ReaderNode:
                 self._first_attempts.release()
 
     @staticmethod
-    def _shut_down(flight: FlightSqlServer) -> bool:
+    def _shut_down(flight: FlightSqlServer) -> None:
         # it waits for its calls, and a client that reads nothing could hold one for ever
         ending = threading.Thread(target=flight.shutdown, name="snapshot-assets-flight-stop", daemon=True)
         ending.start()
         ending.join(_FLIGHT_STOP_SECONDS)
-        return not ending.is_alive()
+        if ending.is_alive():
+            _logger.warning("a client that reads nothing holds a call open; it is cut off")
 
 
 def _end_at_once() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _stop_when_asked(node: ReaderNode, asked: SimpleQueue[int]) -> None:
+    """Pass a signal on to the node, and see to it that the process ends whatever a client's open call holds up."""
+    asked.get()
+    node.request_stop()
+    time.sleep(node.settings.stop_timeout + _END_SECONDS)
+    _logger.warning("the node did not end in time; it is cut off")
+    _end_at_once()
 
 
 def _in_url(host: str) -> str:
@@ -307,19 +318,24 @@ def _in_url(host: str) -> str:
 def run_node(
     reader: ServedReader, datasets: Sequence[str], settings: NodeSettings | None = None, *, out: IO[str] | None = None
 ) -> None:
-    """Run a node in the main thread until SIGTERM or SIGINT, then stop it in order.
+    """Run a node in the main thread until SIGTERM or SIGINT, then stop it in order; the process ends with it.
 
     When every dataset was tried once, one line of JSON goes to `out` (standard output): `flight`, `http`, `pid`,
-    `ready` and `missing`.
+    `ready` and `missing`. After the signal the caller releases what it has and ends, with exit code 0; what takes
+    longer than `stop_timeout` and a few seconds is cut off.
 
     Raises:
         ConfigurationError: as `ReaderNode`.
     """
     node = ReaderNode(reader, datasets, settings)
 
+    # A handler may come between any two instructions, so it may take no lock that the main thread could hold.
+    asked: SimpleQueue[int] = SimpleQueue()
+    threading.Thread(target=_stop_when_asked, args=(node, asked), name="snapshot-assets-stop", daemon=True).start()
+
     def ask(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        node.request_stop()
+        del frame
+        asked.put(number)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -334,10 +350,8 @@ def run_node(
             }
             print(json.dumps(line), file=out or sys.stdout, flush=True)
             node.wait_for_request()
-        if node.is_held_open:
-            _logger.warning("a client that reads nothing holds a call open; it is cut off")
-            # such a call would keep the interpreter from ending, after everything else has been released
-            atexit.register(_end_at_once)
+        # An open call would keep the interpreter from ending, after everything else has been released.
+        atexit.register(_end_at_once)
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
