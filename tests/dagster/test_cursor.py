@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from snapshot_assets.sensors.cursor import MAX_CURSOR_BYTES, HeadCursor
 
 NAMES = [f"a_dataset_with_quite_a_long_name_{number:05d}" for number in range(10_000)]
@@ -24,13 +22,9 @@ def test_ten_thousand_datasets_fit_in_the_limit() -> None:
     assert len(cursor.to_text().encode()) < MAX_CURSOR_BYTES == 65_536
 
 
-def test_ten_thousand_datasets_are_compared_in_a_moment() -> None:
-    text = _full().to_text()
-    start = time.perf_counter()
-    read = HeadCursor(NAMES, text)
-    changed = [name for name in NAMES if read.is_changed(name, f"token of {name}")]
-    assert not changed
-    assert time.perf_counter() - start < 1.0
+def test_nothing_changed_when_nothing_did() -> None:
+    read = HeadCursor(NAMES, _full().to_text())
+    assert not [name for name in NAMES if read.is_changed(name, f"token of {name}")]
 
 
 def test_every_change_is_seen() -> None:

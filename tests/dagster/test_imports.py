@@ -8,11 +8,9 @@ import sys
 
 _HEAVY = ("adbc_driver_manager", "boto3", "botocore", "dagster_aws", "duckdb", "obstore", "pandas", "pyarrow")
 _CODE = f"""
-import dagster, json, sys, time
-start = time.perf_counter()
+import dagster, json, sys
 import snapshot_assets.assets, snapshot_assets.resources, snapshot_assets.sensors
 from snapshot_assets.model.dataset import Dataset
-seconds = time.perf_counter() - start
 
 @snapshot_assets.assets.snapshot_asset(Dataset("a", "duckdb", "a.duckdb", validators=["select 1"]))
 def body(live):
@@ -20,12 +18,10 @@ def body(live):
 
 snapshot_assets.sensors.build_snapshot_sensor([body], job=snapshot_assets.sensors.build_reload_job())
 snapshot_assets.resources.SnapshotStoreResource(url="s3://bucket")
-print(json.dumps([seconds, [name for name in {_HEAVY!r} if name in sys.modules]]))
+print(json.dumps([name for name in {_HEAVY!r} if name in sys.modules]))
 """
 
 
 def test_declaring_assets_and_sensors_loads_no_engine_and_no_store() -> None:
     shown = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, check=True, timeout=60, text=True)
-    seconds, heavy = json.loads(shown.stdout.splitlines()[-1])
-    assert heavy == []
-    assert seconds < 0.5
+    assert json.loads(shown.stdout.splitlines()[-1]) == []
