@@ -270,7 +270,8 @@ def test_what_keeps_a_whole_copy_from_being_opened_is_not_damage(
 def test_a_connection_is_the_engines_own_cursor_with_nothing_in_between(tmp_path: Path) -> None:
     folder, _, _ = staged(tmp_path, "create table t as select 7 i")
     pool = DuckDBPool(folder / "flights.duckdb", "flights")
-    assert pool.acquire == pool._instance.cursor
+    assert type(pool.acquire) is type(pool._instance.cursor)
+    assert pool.acquire.__self__ is pool._instance  # type: ignore[attr-defined]
     pool.close()
 
 
