@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, StoreUnavailable
-from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.dataset import Dataset, refuse_shared_live_files
 from snapshot_assets.model.head import Head
 from snapshot_assets.resources.store import SnapshotStoreResource
 from snapshot_assets.sensors.cursor import HeadCursor
@@ -60,7 +60,11 @@ def build_snapshot_sensor(
         run_config: makes the run's configuration; only for a job of your own.
         store_key: the name of the `SnapshotStoreResource`.
         sensor_args: passed on to `dagster.SensorDefinition` (`description`, `default_status`, `tags` ...).
+
+    Raises:
+        ConfigurationError: a dataset stands twice, two of them publish one live file, or `max_requests` is below 1.
     """
+    refuse_shared_live_files(dataset for dataset in datasets if isinstance(dataset, Dataset))
     keys = dict(_name_and_key(dataset) for dataset in datasets)
     if len(keys) != len(datasets):
         raise ConfigurationError("the sensor is given the same dataset twice")

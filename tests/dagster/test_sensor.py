@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from snapshot_assets.errors import ConfigurationError, StoreUnavailable
+from snapshot_assets.errors import ConfigurationError, InconsistentSnapshotSettings, StoreUnavailable
 from snapshot_assets.maintenance.maintenance import Maintenance
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.resources import SnapshotStoreResource
@@ -221,3 +221,9 @@ def test_what_can_not_work_is_refused_when_it_is_declared() -> None:
 
     with pytest.raises(ConfigurationError, match="snapshot_asset"):
         build_snapshot_sensor([other], job=build_reload_job())
+
+
+def test_two_datasets_of_one_live_file_are_refused_when_they_are_declared() -> None:
+    datasets = [Dataset("orders", "duckdb", "live.duckdb"), Dataset("planes", "duckdb", "./live.duckdb")]
+    with pytest.raises(InconsistentSnapshotSettings, match="one dataset owns a live file"):
+        build_snapshot_sensor(datasets, job=build_reload_job())
