@@ -63,9 +63,9 @@ class RowCountWithin:
         return f"{after} rows after {before}: more than {self.percent:g} % apart"
 
 
-@dataclass(frozen=True, slots=True)
-class NotNull:
-    """No value of the columns may be null."""
+@dataclass(frozen=True, slots=True, init=False)
+class _OfColumns:
+    """What validators of some columns of a table are given."""
 
     table: str
     columns: tuple[str, ...]
@@ -73,6 +73,12 @@ class NotNull:
     def __init__(self, table: str, *columns: str) -> None:
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "columns", columns)
+
+
+class NotNull(_OfColumns):
+    """No value of the columns may be null."""
+
+    __slots__ = ()
 
     def __call__(self, staged: StagedCopy) -> str | None:
         wrong = " or ".join(f"{_quoted(column)} is null" for column in self.columns)
@@ -80,16 +86,10 @@ class NotNull:
         return f"{count} rows of {self.table} hold a null in {', '.join(self.columns)}" if count else None
 
 
-@dataclass(frozen=True, slots=True)
-class Unique:
+class Unique(_OfColumns):
     """No two rows may agree in all of the columns."""
 
-    table: str
-    columns: tuple[str, ...]
-
-    def __init__(self, table: str, *columns: str) -> None:
-        object.__setattr__(self, "table", table)
-        object.__setattr__(self, "columns", columns)
+    __slots__ = ()
 
     def __call__(self, staged: StagedCopy) -> str | None:
         keys = ", ".join(_quoted(column) for column in self.columns)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from snapshot_assets.clock import in_seconds
 from snapshot_assets.errors import ConfigurationError, InconsistentSnapshotSettings
 from snapshot_assets.ids import check_dataset_name
 from snapshot_assets.model.schema import SchemaPolicy, TableSchema
@@ -171,10 +171,10 @@ class RefreshResult:
 def _seconds(name: str, value: float | timedelta | None) -> float | None:
     if value is None:
         return None
-    seconds: object = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
+    seconds = in_seconds(name, value)
+    if not seconds:
         raise ConfigurationError(f"{name} is {value!r}; it takes seconds above zero, a timedelta, or none")
-    return float(seconds)
+    return seconds
 
 
 def _at_least_one(name: str, value: object) -> int:
