@@ -1,6 +1,6 @@
 """Dagster assets that publish a dataset: take the write gate, change the live database, capture it, publish it.
 
-Nothing heavy is imported before a run needs it: no engine, no pyarrow, no object store.
+Nothing heavy is imported before it is needed: an engine when a dataset of it is declared, the rest by a run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 import dagster as dg
 
 from snapshot_assets.asset_metadata import materialization_metadata
+from snapshot_assets.engines.registry import check_datasets
 from snapshot_assets.errors import (
     CaptureError,
     ConfigurationError,
@@ -84,6 +85,10 @@ def snapshot_asset(
         store_key: the name of the `SnapshotStoreResource`.
         allow_schema_change: publish schemas that readers of the current one may not survive.
         asset_args: passed on to `dagster.asset`.
+
+    Raises:
+        ConfigurationError: the dataset can not be captured: its engine refuses the live database or an option, or the
+            engine's package is not installed.
     """
 
     def decorate(body: Callable[..., Any]) -> dg.AssetsDefinition:
@@ -124,6 +129,7 @@ def _build(
     *,
     allow_schema_change: bool,
 ) -> dg.AssetsDefinition:
+    check_datasets([dataset])
     parameters = _parameters(body, store_key, asset_args)
     is_asked = store_key in inspect.signature(body).parameters
 

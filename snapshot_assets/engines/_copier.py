@@ -72,14 +72,7 @@ def main(task: "dict[str, Any]") -> "dict[str, Any]":
     try:
         source = os.open(live, os.O_RDONLY | os.O_CLOEXEC)
         before = _look(source, header_bytes)
-        answer: dict[str, Any] = {
-            "size": before[0],
-            "header": before[4],
-            "mode": os.fstat(source).st_mode & 0o777,
-            "moved": [],
-        }
-        if target_path is None:
-            return answer
+        answer: dict[str, Any] = {"size": before[0], "mode": os.fstat(source).st_mode & 0o777}
         where = "target"
         target = os.open(target_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         standing = _standing(absent)

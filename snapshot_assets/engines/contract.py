@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -13,18 +13,24 @@ from snapshot_assets.model.manifest import Layout, Manifest, TableContent
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.dataset
 
-__all__ = ["Captured", "Engine", "Pool", "StagedFile", "VerifyLevel"]
+__all__ = ["Captured", "Engine", "Optimized", "Pool", "SkipReason", "StagedFile", "VerifyLevel"]
 
 VerifyLevel = Literal["quick", "full", "none"]
 """`quick` opens the copy and reads every table's schema and count; `full` reads all data; `none` does nothing."""
+
+SkipReason = Literal["nothing_to_do", "blob_columns", "unsupported"]
+"""Why a live database was not rewritten: it is compact already; the engine can not compact its blob columns; or there
+is nothing that this engine could do for any database."""
 
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
     """One file of a staged copy.
 
-    `source` is where its bytes lie now, `path` is its name in the snapshot: relative and POSIX.
+    `source` is where its bytes lie now, `path` is its name in the snapshot: relative and POSIX. A source may be a hard
+    link to an immutable file of the live database, so it is read and never written.
     """
 
     path: str
@@ -41,6 +47,21 @@ class Captured:
     files: tuple[StagedFile, ...]
     engine_version: str
     storage_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Optimized:
+    """What `Engine.optimize` did to a live database.
+
+    Attributes:
+        skipped: why nothing was done; none when the live database was rewritten.
+        detail: the same in words, for people.
+        figures: what was counted before and after, by name; all of them are whole numbers.
+    """
+
+    skipped: SkipReason | None
+    detail: str
+    figures: Mapping[str, int] = field(default_factory=dict)
 
 
 class Pool(Protocol):
@@ -87,6 +108,18 @@ class Engine(Protocol):
             ConfigurationError: an option of the dataset is unknown or contradicts another.
         """
 
+    def live_path(self, dataset: Dataset) -> Path:
+        """What the dataset has for itself: the write gate locks it, and no other dataset may name it.
+
+        It is absolute and without links; nothing need be there.
+
+        Raises:
+            UnsupportedLiveDatabase: the links of the dataset's path lead in a circle.
+        """
+
+    def shares(self, dataset: Dataset) -> Mapping[Path, str]:
+        """What other datasets may use too, and the settings with which all of them must use it, in words."""
+
     def connect_live(self, dataset: Dataset) -> AbstractContextManager[Any]:
         """A read-write connection to the live database; made if there is none. The caller holds the write gate.
 
@@ -104,6 +137,19 @@ class Engine(Protocol):
             LiveDatabaseMissing: there is nothing to capture.
             LiveDatabaseBusy: another program kept it in use for `timeout` seconds.
             UnsupportedLiveDatabase: it is not a database of this engine, or of a form that can not be captured.
+        """
+
+    def optimize(self, dataset: Dataset, *, timeout: float) -> Optimized:
+        """Rewrite the live database so that it is small and fast to read. The caller holds the write gate.
+
+        Every table keeps its rows and its schema, and a crash leaves the live database as it was or as it will be. A
+        second call right after the first finds nothing to do.
+
+        Raises:
+            LiveDatabaseMissing: there is nothing to optimize.
+            LiveDatabaseBusy: another program kept it in use for `timeout` seconds.
+            UnsupportedLiveDatabase: it is not a database of this engine.
+            CaptureError: it could not be rewritten, and is as it was.
         """
 
     def describe(self, dataset: Dataset, folder: Path, files: Sequence[str]) -> Mapping[str, TableContent]:
@@ -145,4 +191,12 @@ class Engine(Protocol):
 
         `scratch` names a folder, not yet there, for what queries can not hold in memory; nobody else uses it. Nothing
         is ever written into the copy.
+        """
+
+    def sql_tables(self, folder: Path, manifest: Manifest) -> Path | Mapping[str, pa.dataset.Dataset]:
+        """What SQL over several datasets sees of a local copy: a DuckDB file to attach, or each table as Arrow.
+
+        An Arrow dataset here is what DuckDB scans: an object with `schema` and `scanner(columns=, filter=)`, any number
+        of times and from several threads. Columns and filters are pushed down as far as the engine can. Nothing has to
+        be closed.
         """

@@ -11,13 +11,23 @@ from typing import Any, Final
 
 import duckdb
 
-from snapshot_assets.engines.contract import Captured, StagedFile, VerifyLevel
-from snapshot_assets.engines.copying import copy_live_file, read_live_header
+from snapshot_assets.engines.contract import Captured, Optimized, StagedFile, VerifyLevel
+from snapshot_assets.engines.copying import copy_live_file
+from snapshot_assets.engines.duckdb_live import (
+    HEADER_BYTES,
+    PAUSE_SECONDS,
+    check_magic,
+    checkpoint,
+    connect,
+    connect_by,
+    logs,
+    storage,
+)
+from snapshot_assets.engines.duckdb_optimize import optimize_file
 from snapshot_assets.engines.duckdb_pool import READER_CONFIG, DuckDBPool
 from snapshot_assets.engines.sql import quoted
 from snapshot_assets.engines.tables import check_tables, chosen_tables, the_only_file
 from snapshot_assets.errors import (
-    CaptureError,
     ConfigurationError,
     CorruptCapture,
     EngineTooOld,
@@ -32,11 +42,6 @@ from snapshot_assets.model.schema import TableSchema
 
 __all__ = ["DuckDBEngine"]
 
-_HEADER_BYTES: Final = 12_288
-_MAGIC: Final = b"DUCK"
-_MAGIC_AT: Final = 8
-_PAUSE_SECONDS: Final = 0.05
-_HOLDER: Final = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
 _TABLES: Final = """
     select schema_name, table_name from duckdb_tables()
     where database_name = current_database() and not internal and not temporary
@@ -45,10 +50,6 @@ _TABLES: Final = """
 _REQUIRED: Final = """
     select schema_name, table_name, column_name from duckdb_columns()
     where database_name = current_database() and not internal and not is_nullable
-"""
-_STORAGE: Final = """
-    select tags['storage_version'], block_size from duckdb_databases() join pragma_database_size() using (database_name)
-    where database_name = current_database()
 """
 
 
@@ -68,29 +69,36 @@ class DuckDBEngine:
                 dataset=dataset.name,
             )
         with suppress(LiveDatabaseMissing):
-            _check_magic(dataset)
+            check_magic(dataset)
+
+    def live_path(self, dataset: Dataset) -> Path:
+        return dataset.real_path
+
+    def shares(self, dataset: Dataset) -> Mapping[Path, str]:  # noqa: ARG002 - the contract asks for it
+        """Nothing: one file is one dataset's."""
+        return {}
 
     @contextmanager
     def connect_live(self, dataset: Dataset) -> Iterator[duckdb.DuckDBPyConnection]:
         live = dataset.real_path
         live.parent.mkdir(parents=True, exist_ok=True)
         if live.exists():
-            _check_magic(dataset)
-        with closing(_connect(live, dataset)) as connection:
+            check_magic(dataset)
+        with closing(connect(live, dataset.name)) as connection:
             yield connection
 
     def capture(self, dataset: Dataset, staging: Path, *, timeout: float) -> Captured:
         live = dataset.real_path
         path = f"{dataset.name}.duckdb"
         deadline = time.monotonic() + timeout
-        _check_magic(dataset)
-        with closing(_connect_by(deadline, live, dataset)) as connection:
-            storage_version, block_bytes = _storage(connection)
+        check_magic(dataset)
+        with closing(connect_by(deadline, live, dataset.name)) as connection:
+            storage_version, block_bytes = storage(connection)
             while True:
-                stood_in_the_way = _checkpoint(connection, live, dataset)
+                stood_in_the_way = checkpoint(connection, live, dataset.name)
                 if not stood_in_the_way:
                     copy = copy_live_file(
-                        live, staging / path, header_bytes=_HEADER_BYTES, absent=_logs(live), timeout=timeout
+                        live, staging / path, header_bytes=HEADER_BYTES, absent=logs(live), timeout=timeout
                     )
                     stood_in_the_way = ", ".join(copy.moved)
                 if not stood_in_the_way:
@@ -100,10 +108,14 @@ class DuckDBEngine:
                         f"another connection kept writing to {live} for {timeout:g} s ({stood_in_the_way})",
                         dataset=dataset.name,
                     )
-                time.sleep(_PAUSE_SECONDS)
-        layout = Layout.blocks(_HEADER_BYTES, block_bytes)
+                time.sleep(PAUSE_SECONDS)
+        layout = Layout.blocks(HEADER_BYTES, block_bytes)
         staged = StagedFile(path, staging / path, copy.size, copy.mode, layout)
         return Captured((staged,), self.version(), storage_version)
+
+    def optimize(self, dataset: Dataset, *, timeout: float) -> Optimized:
+        check_magic(dataset)
+        return optimize_file(dataset.real_path, dataset.name, timeout=timeout)
 
     def describe(self, dataset: Dataset, folder: Path, files: Sequence[str]) -> Mapping[str, TableContent]:
         with _reading(folder / the_only_file(files)) as copy:
@@ -149,68 +161,14 @@ class DuckDBEngine:
     def open_pool(self, folder: Path, manifest: Manifest, *, scratch: Path | None = None) -> DuckDBPool:
         return DuckDBPool(folder / the_only_file([file.path for file in manifest.files]), manifest.dataset, scratch)
 
+    def sql_tables(self, folder: Path, manifest: Manifest) -> Path:
+        return folder / the_only_file([file.path for file in manifest.files])
+
 
 def _numbers(version: str) -> tuple[int, ...]:
     """The numbers a version starts with: (1, 2, 0) of ``v1.2.0+``."""
     match = re.match(r"v?(\d+(?:\.\d+)*)", version)
     return tuple(int(part) for part in match[1].split(".")) if match else ()
-
-
-def _logs(live: Path) -> list[Path]:
-    """The side files in which committed rows may lie that the file itself does not have yet."""
-    return [live.with_name(live.name + suffix) for suffix in (".wal", ".wal.checkpoint", ".wal.recovery")]
-
-
-def _check_magic(dataset: Dataset) -> None:
-    """Look at the file's first bytes, for DuckDB would open other formats by fetching an extension."""
-    header = read_live_header(dataset.real_path, _MAGIC_AT + len(_MAGIC))
-    if header[_MAGIC_AT:] != _MAGIC:
-        raise UnsupportedLiveDatabase(f"{dataset.path} is not a DuckDB database", dataset=dataset.name)
-
-
-def _connect(live: Path, dataset: Dataset) -> duckdb.DuckDBPyConnection:
-    try:
-        return duckdb.connect(str(live))
-    except duckdb.Error as error:
-        message = str(error)
-        if isinstance(error, duckdb.ConnectionException) or "Unique file handle conflict" in message:
-            raise LiveDatabaseBusy(
-                f"{live} is open in this process, read-only, attached, or with other settings",
-                hint="Close that connection, or open it with duckdb.connect(path) and nothing else.",
-                dataset=dataset.name,
-            ) from error
-        if "Could not set lock on file" in message:
-            holder = _HOLDER.search(message)
-            by = f"process {holder['pid']} ({holder['program']})" if holder else "another process"
-            raise LiveDatabaseBusy(f"{live} is held by {by}", dataset=dataset.name) from error
-        raise UnsupportedLiveDatabase(f"DuckDB does not open {live}: {message}", dataset=dataset.name) from error
-
-
-def _connect_by(deadline: float, live: Path, dataset: Dataset) -> duckdb.DuckDBPyConnection:
-    while True:
-        try:
-            return _connect(live, dataset)
-        except LiveDatabaseBusy:
-            if time.monotonic() >= deadline:
-                raise
-        time.sleep(_PAUSE_SECONDS)
-
-
-def _checkpoint(connection: duckdb.DuckDBPyConnection, live: Path, dataset: Dataset) -> str:
-    """Bring everything that is committed into the file; tell what stood in the way, if anything did."""
-    try:
-        connection.execute("checkpoint")
-    except duckdb.TransactionException as error:
-        return str(error)
-    except duckdb.Error as error:
-        raise CaptureError(f"DuckDB can not checkpoint {live}: {error}", dataset=dataset.name) from error
-    return ""
-
-
-def _storage(connection: duckdb.DuckDBPyConnection) -> tuple[str, int]:
-    """The storage version, as in ``v1.2.0+``, and the size of a block."""
-    version, block_bytes = connection.execute(_STORAGE).fetchall()[0]
-    return version or "unknown", block_bytes
 
 
 def _open(path: Path) -> duckdb.DuckDBPyConnection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from snapshot_assets.engines.copying import copy_live_file, size_of_live_file
 from snapshot_assets.engines.sqlite_connection import is_busy, live_error, open_live
 from snapshot_assets.errors import LiveDatabaseBusy, UnsupportedLiveDatabase
 
-__all__ = ["MAGIC", "capture_file", "normalise"]
+__all__ = ["MAGIC", "Busy", "capture_file", "capture_patiently", "has_hot_journal", "normalise", "refuse_leftovers"]
 
 MAGIC: Final = b"SQLite format 3\0"
 _JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
@@ -34,7 +35,7 @@ _FIXED: Final = (
 )
 
 
-class _Busy(Exception):
+class Busy(Exception):
     """Somebody else is at work in the database just now."""
 
 
@@ -51,61 +52,84 @@ def capture_file(live: Path, target: Path, dataset: str, *, timeout: float) -> i
         CaptureError: it can not be read, or the copy can not be written.
     """
     deadline = time.monotonic() + timeout
-    patience = time.monotonic() + min(timeout / 2, _PATIENCE_SECONDS)
     size_of_live_file(live)
     try:
         with closing(open_live(live, create=False, timeout=_LOCK_SECONDS)) as connection:
             connection.isolation_level = None
-            while True:
-                try:
-                    if time.monotonic() < patience:
-                        return _copy(connection, live, target, timeout)
-                    return _back_up(connection, live, target, deadline)
-                except _Busy as busy:
-                    if time.monotonic() >= deadline:
-                        raise LiveDatabaseBusy(
-                            f"{live} was kept locked for {timeout:g} s ({busy})", dataset=dataset
-                        ) from busy
-                time.sleep(_PAUSE_SECONDS)
+            return capture_patiently(
+                live,
+                dataset,
+                lambda: _copy(connection, live, target, timeout),
+                lambda: _back_up(connection, live, target, deadline),
+                timeout=timeout,
+            )
     except sqlite3.Error as error:
         raise live_error(error, live, dataset) from error
 
 
+def capture_patiently(
+    live: Path, dataset: str, copy: Callable[[], int], read_beside: Callable[[], int], *, timeout: float
+) -> int:
+    """Try `copy`, which gives the cheapest snapshots, for a while, then `read_beside`; return what they return.
+
+    Either raises `Busy` when it has to be tried again.
+
+    Raises:
+        LiveDatabaseBusy: it was so for `timeout` seconds.
+    """
+    start = time.monotonic()
+    patience = start + min(timeout / 2, _PATIENCE_SECONDS)
+    while True:
+        try:
+            return copy() if time.monotonic() < patience else read_beside()
+        except Busy as busy:
+            if time.monotonic() >= start + timeout:
+                raise LiveDatabaseBusy(f"{live} was kept locked for {timeout:g} s ({busy})", dataset=dataset) from busy
+        time.sleep(_PAUSE_SECONDS)
+
+
 def _copy(connection: sqlite3.Connection, live: Path, target: Path, timeout: float) -> int:
-    """Lock writers out and copy the file, or raise `_Busy`."""
+    """Lock writers out and copy the file, or raise `Busy`."""
     try:
         in_wal = connection.execute("pragma journal_mode").fetchone()[0] == "wal"
         if in_wal:
             row = connection.execute("pragma wal_checkpoint(truncate)").fetchone()
             if row != (0, 0, 0):
-                raise _Busy(f"the checkpoint answered {row}")
+                raise Busy(f"the checkpoint answered {row}")
         connection.execute("begin immediate" if in_wal else "begin exclusive")
     except sqlite3.OperationalError as error:
         if is_busy(error):
-            raise _Busy(str(error)) from error
+            raise Busy(str(error)) from error
         raise
     try:
-        _refuse_leftovers(live)
+        refuse_leftovers(live)
         copy = copy_live_file(live, target, timeout=timeout)
     finally:
         connection.rollback()
     if copy.moved:
-        raise _Busy(", ".join(copy.moved))
+        raise Busy(", ".join(copy.moved))
     return copy.mode
 
 
-def _refuse_leftovers(live: Path) -> None:
+def refuse_leftovers(live: Path) -> None:
     """Refuse a file that lacks what its log holds, or that its journal would still undo.
 
     Neither side file bears the engine's locks, so this process may open them.
     """
-    log, journal = live.with_name(live.name + "-wal"), live.with_name(live.name + "-journal")
+    log = live.with_name(live.name + "-wal")
     if log.exists() and log.stat().st_size:
-        raise _Busy("rows were committed after the checkpoint")
-    if journal.exists():
-        with journal.open("rb") as file:
-            if file.read(len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC:
-                raise _Busy("a journal waits to be rolled back")
+        raise Busy("rows were committed after the checkpoint")
+    if has_hot_journal(live):
+        raise Busy("a journal waits to be rolled back")
+
+
+def has_hot_journal(live: Path) -> bool:
+    """Whether a journal beside the file would still undo something in it."""
+    try:
+        with live.with_name(live.name + "-journal").open("rb") as file:
+            return file.read(len(_JOURNAL_MAGIC)) == _JOURNAL_MAGIC
+    except FileNotFoundError:
+        return False
 
 
 def _back_up(connection: sqlite3.Connection, live: Path, target: Path, deadline: float) -> int:
@@ -113,7 +137,7 @@ def _back_up(connection: sqlite3.Connection, live: Path, target: Path, deadline:
 
     def give_up(status: int, _remaining: int, _total: int) -> None:
         if status in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED} and time.monotonic() >= deadline:
-            raise _Busy("the backup could not begin")
+            raise Busy("the backup could not begin")
 
     target.unlink(missing_ok=True)
     with closing(sqlite3.connect(target, isolation_level=None)) as copy:

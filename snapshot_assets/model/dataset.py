@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from snapshot_assets.errors import (
     ConfigurationError,
-    InconsistentSnapshotSettings,
     UnsupportedEngine,
     UnsupportedLiveDatabase,
 )
 from snapshot_assets.ids import check_dataset_name
 from snapshot_assets.model.document import dump_document
+from snapshot_assets.model.engines import engine_source
 from snapshot_assets.paths import real_path
 
 if TYPE_CHECKING:
     from snapshot_assets.model.manifest import TableContent
 
-__all__ = ["ENGINE_NAMES", "Dataset", "StagedCopy", "Validator", "refuse_shared_live_files"]
-
-ENGINE_NAMES: Final = ("duckdb", "sqlite")
-"""The engines that this version publishes."""
+__all__ = ["Dataset", "StagedCopy", "Validator"]
 
 
 class StagedCopy(Protocol):
@@ -83,10 +80,10 @@ class Dataset:
         options: Mapping[str, Any] | None = None,
         properties: Mapping[str, Any] | None = None,
     ) -> None:
-        if engine not in ENGINE_NAMES:
-            raise UnsupportedEngine(
-                f"no engine is called {engine!r}; this version publishes {', '.join(ENGINE_NAMES)}", dataset=name
-            )
+        try:
+            engine_source(engine)
+        except UnsupportedEngine as error:
+            raise UnsupportedEngine(error.message, hint=error.hint, dataset=name) from error
         text = str(path)
         if "\0" in text or not _is_utf8(text):
             raise UnsupportedLiveDatabase(f"{text!r} is not the path of a file", dataset=name)
@@ -119,28 +116,6 @@ class Dataset:
             return real_path(self.path)
         except ConfigurationError as error:
             raise UnsupportedLiveDatabase(error.message, dataset=self.name) from error
-
-
-def refuse_shared_live_files(datasets: Iterable[Dataset]) -> None:
-    """Refuse two datasets that would capture the same live file.
-
-    Raises:
-        InconsistentSnapshotSettings: two of them name one file, or one name stands twice for different files.
-        UnsupportedLiveDatabase: the links of a path lead in a circle.
-    """
-    by_path: dict[Path, str] = {}
-    by_name: dict[str, Path] = {}
-    for dataset in datasets:
-        path = dataset.real_path
-        if by_path.setdefault(path, dataset.name) != dataset.name:
-            raise InconsistentSnapshotSettings(
-                f"{by_path[path]!r} and {dataset.name!r} both publish {dataset.path}; one dataset owns a live file",
-                dataset=dataset.name,
-            )
-        if by_name.setdefault(dataset.name, path) != path:
-            raise InconsistentSnapshotSettings(
-                f"{dataset.name!r} stands for two live files, {by_name[dataset.name]} and {path}", dataset=dataset.name
-            )
 
 
 def _is_utf8(text: str) -> bool:

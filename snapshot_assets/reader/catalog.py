@@ -13,26 +13,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 
+from snapshot_assets.engines.arrow_sql import create_views, register_scans
 from snapshot_assets.engines.duckdb_pool import READER_CONFIG
+from snapshot_assets.engines.duckdb_statements import reading_statement
+from snapshot_assets.engines.registry import engine_named
 from snapshot_assets.engines.sql import quoted
+from snapshot_assets.engines.sqlite_scan import SCAN_REFUSED
 from snapshot_assets.errors import (
     ConfigurationError,
     NotLoaded,
     ReaderError,
-    ReadOnlyDataset,
     SnapshotAssetsError,
-    UnsupportedEngine,
 )
 from snapshot_assets.ids import new_ulid
 from snapshot_assets.reader.data_dir import remove_folder
-from snapshot_assets.reader.explain import split_explain
 from snapshot_assets.reader.local_copy import LocalCopy
 from snapshot_assets.reader.serving import Lease
 from snapshot_assets.reader.settings import Current
-from snapshot_assets.reader.sqlite_scan import SCAN_REFUSED, SQLiteTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.dataset
 
     from snapshot_assets.reader.followed import FollowedDataset
 
@@ -107,7 +108,7 @@ class Catalog:
         sessions = self._enter()
         try:
             with closing(sessions.take()) as session:
-                return _to_arrow(session, _reading(session, sql), parameters)
+                return _to_arrow(session, reading_statement(session, sql), parameters)
         finally:
             self._leave(sessions)
 
@@ -214,7 +215,7 @@ class _Sessions:
     made ready when a lease ends, by its thread, rather than when one begins.
 
     Sessions share whatever lies in the instance's databases. So all of these are files that are attached read-only,
-    also the instance's own, which is empty, and those with the views that stand for the tables of SQLite datasets.
+    also the instance's own, which is empty, and those with the views that stand for the Arrow tables of datasets.
 
     Args:
         members: what the sessions show.
@@ -224,7 +225,7 @@ class _Sessions:
 
     Raises:
         ConfigurationError: DuckDB refuses a setting.
-        UnsupportedEngine: a dataset has an engine whose data can not be shown.
+        MissingExtra: the package of a dataset's engine is not installed.
         ReaderError: the sessions can not be made for another reason.
     """
 
@@ -232,7 +233,8 @@ class _Sessions:
         self.members = members
         self.leases = 0
         self._folder = folder
-        self._scans: dict[str, SQLiteTable] = {}
+        self._files: dict[str, Path] = {}
+        self._scans: dict[str, Mapping[str, pyarrow.dataset.Dataset]] = {}
         self._ready: deque[duckdb.DuckDBPyConnection] = deque()
         with ExitStack() as opened:
             opened.callback(self._remove_folder)
@@ -278,22 +280,20 @@ class _Sessions:
             pass
 
     def _write_views(self) -> None:
-        """Write the databases that are attached beside the datasets' own files. A view is bound to its scan by name."""
+        """Write the databases that are attached beside the datasets' own files: their views stand for Arrow tables."""
         self._folder.mkdir(parents=True)
         with closing(duckdb.connect(str(self._own_database), config=READER_CONFIG)) as builder:
             for member in self.members:
                 manifest = member.copy.manifest
                 dataset = manifest.dataset
-                if manifest.engine != "sqlite":
+                tables = engine_named(manifest.engine).sql_tables(member.copy.files, manifest)
+                if isinstance(tables, Path):
+                    self._files[dataset] = tables
                     continue
-                builder.execute(f"attach '{_escaped(self._views_of(dataset))}' as {quoted(dataset)}")
-                for table, content in manifest.tables.items():
-                    scan = f"{dataset}.{table}"
-                    file = member.copy.files / manifest.files[0].path
-                    self._scans[scan] = SQLiteTable(file, table, content.schema.to_arrow())
-                    builder.register(scan, self._scans[scan])
-                    name = f"{quoted(dataset)}.main.{quoted(table)}"
-                    builder.execute(f"create view {name} as select * from {quoted(scan)}")
+                self._files[dataset] = self._folder / f"{dataset}.duckdb"
+                self._scans[dataset] = tables
+                builder.execute(f"attach '{_escaped(self._files[dataset])}' as {quoted(dataset)}")
+                create_views(builder, dataset, tables)
 
     def _connect(self, config: Mapping[str, Any]) -> duckdb.DuckDBPyConnection:
         settings = {"temp_directory": str(self._folder / "spilled"), **config}
@@ -303,18 +303,8 @@ class _Sessions:
             raise ConfigurationError(f"DuckDB refuses the catalogue's settings: {error}") from error
 
     def _attach_all(self) -> None:
-        for member in self.members:
-            manifest = member.copy.manifest
-            match manifest.engine:
-                case "duckdb":
-                    path = member.copy.files / manifest.files[0].path
-                case "sqlite":
-                    path = self._views_of(manifest.dataset)
-                case engine:
-                    raise UnsupportedEngine(
-                        f"a catalogue can not show datasets of the engine {engine!r}", dataset=manifest.dataset
-                    )
-            self._root.execute(f"attach '{_escaped(path)}' as {quoted(manifest.dataset)} (read_only)")
+        for dataset, file in self._files.items():
+            self._root.execute(f"attach '{_escaped(file)}' as {quoted(dataset)} (read_only)")
         self._root.execute("set enable_external_access = false")
         self._root.execute("set lock_configuration = true")
 
@@ -323,13 +313,10 @@ class _Sessions:
         # No dataset can have this name, which DuckDB gives to the database after its file.
         return self._folder / "memory.duckdb"
 
-    def _views_of(self, dataset: str) -> Path:
-        return self._folder / f"{dataset}.duckdb"
-
     def _session(self) -> duckdb.DuckDBPyConnection:
         session = self._root.cursor()
-        for name, scan in self._scans.items():
-            session.register(name, scan)
+        for dataset, tables in self._scans.items():
+            register_scans(session, dataset, tables)
         return session
 
     def _databases(self) -> list[tuple[Any, ...]]:
@@ -346,31 +333,6 @@ class _Sessions:
         except OSError as error:
             # It is removed at the next start, and a query that has its answer must not fail for it.
             _log.warning("the catalogue's folder %s is not removed: %s", self._folder, error)
-
-
-def _reading(session: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
-    """The one statement of a text.
-
-    Raises:
-        ReadOnlyDataset: it is not one statement, or another one than a SELECT or the EXPLAIN of one.
-    """
-    statements = session.extract_statements(sql)
-    if len(statements) == 1:
-        kind = _kind(statements[0])
-        if kind is duckdb.StatementType.EXPLAIN:
-            explained = session.extract_statements(split_explain(statements[0].query)[1])
-            kind = _kind(explained[0]) if len(explained) == 1 else None
-        if kind is duckdb.StatementType.SELECT:
-            return statements[0]
-    raise ReadOnlyDataset("a catalogue runs one statement at a time, and only a SELECT or the EXPLAIN of one")
-
-
-def _kind(statement: duckdb.Statement) -> duckdb.StatementType | None:
-    try:
-        return statement.type
-    except ValueError:
-        # The parser knows kinds of statements for which DuckDB's Python package has no name.
-        return None
 
 
 def _to_arrow(

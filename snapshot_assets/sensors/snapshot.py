@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
+from snapshot_assets.engines.registry import check_datasets
 from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, StoreUnavailable
-from snapshot_assets.model.dataset import Dataset, refuse_shared_live_files
+from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import Head
 from snapshot_assets.resources.store import SnapshotStoreResource
 from snapshot_assets.sensors.cursor import HeadCursor
@@ -64,7 +65,7 @@ def build_snapshot_sensor(
     Raises:
         ConfigurationError: a dataset stands twice, two of them publish one live file, or `max_requests` is below 1.
     """
-    refuse_shared_live_files(dataset for dataset in datasets if isinstance(dataset, Dataset))
+    check_datasets(dataset for dataset in datasets if isinstance(dataset, Dataset))
     keys = dict(_name_and_key(dataset) for dataset in datasets)
     if len(keys) != len(datasets):
         raise ConfigurationError("the sensor is given the same dataset twice")

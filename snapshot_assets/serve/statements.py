@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import duckdb
 
+from snapshot_assets.engines.duckdb_statements import split_explain
 from snapshot_assets.errors import QueryFailed, QueryRefused
-from snapshot_assets.reader.explain import split_explain
 
 __all__ = ["Statement", "StatementCheck"]
 

@@ -14,7 +14,7 @@ from snapshot_assets import asset_metadata
 from snapshot_assets import assets as assets_module
 from snapshot_assets.assets import LiveDatabase, build_snapshot_asset, snapshot_asset
 from snapshot_assets.content.snapshot import read_content
-from snapshot_assets.errors import ConfigurationError, NotFound, StoreUnavailable
+from snapshot_assets.errors import ConfigurationError, NotFound, StoreUnavailable, UnsupportedLiveDatabase
 from snapshot_assets.maintenance.maintenance import Maintenance
 from snapshot_assets.model.dataset import Dataset, StagedCopy, Validator
 from snapshot_assets.model.head import Head
@@ -307,6 +307,13 @@ class Other(dg.ConfigurableResource[Any]):
 
 
 class TestDefinition:
+    def test_what_could_never_be_captured_is_refused_when_it_is_declared(self, tmp_path: Path) -> None:
+        (tmp_path / "orders.csv").write_text("id,name\n" * 100)
+        with pytest.raises(UnsupportedLiveDatabase, match=r"orders\.csv"):
+            build_snapshot_asset(Dataset("orders", "duckdb", tmp_path / "orders.csv"))
+        with pytest.raises(ConfigurationError, match="no_such_option"):
+            build_snapshot_asset(Dataset("orders", "duckdb", tmp_path / "orders", options={"no_such_option": 1}))
+
     def test_it_looks_like_what_it_is(self, orders: Dataset) -> None:
         asset = _orders_asset(orders, group_name="shop", owners=["team:data"], kinds={"s3"})
         [spec] = asset.specs

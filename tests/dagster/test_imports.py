@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 
-_HEAVY = ("adbc_driver_manager", "boto3", "botocore", "dagster_aws", "duckdb", "obstore", "pandas", "pyarrow")
+_HEAVY = ("adbc_driver_manager", "boto3", "botocore", "dagster_aws", "duckdb", "lance", "obstore", "pandas", "vortex")
 _CODE = f"""
 import dagster, json, sys
 import snapshot_assets.assets, snapshot_assets.resources, snapshot_assets.sensors
 from snapshot_assets.model.dataset import Dataset
 
-@snapshot_assets.assets.snapshot_asset(Dataset("a", "duckdb", "a.duckdb", validators=["select 1"]))
+@snapshot_assets.assets.snapshot_asset(Dataset("a", "sqlite", "a.sqlite", validators=["select 1"]))
 def body(live):
     ...
 
@@ -22,6 +22,6 @@ print(json.dumps([name for name in {_HEAVY!r} if name in sys.modules]))
 """
 
 
-def test_declaring_assets_and_sensors_loads_no_engine_and_no_store() -> None:
+def test_declaring_assets_and_sensors_loads_no_store_and_no_engine_but_their_own() -> None:
     shown = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, check=True, timeout=60, text=True)
     assert json.loads(shown.stdout.splitlines()[-1]) == []

@@ -225,5 +225,5 @@ def test_what_can_not_work_is_refused_when_it_is_declared() -> None:
 
 def test_two_datasets_of_one_live_file_are_refused_when_they_are_declared() -> None:
     datasets = [Dataset("orders", "duckdb", "live.duckdb"), Dataset("planes", "duckdb", "./live.duckdb")]
-    with pytest.raises(InconsistentSnapshotSettings, match="one dataset owns a live file"):
+    with pytest.raises(InconsistentSnapshotSettings, match="one dataset owns a live database"):
         build_snapshot_sensor(datasets, job=build_reload_job())

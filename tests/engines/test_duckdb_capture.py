@@ -14,6 +14,7 @@ import duckdb
 import pytest
 
 from snapshot_assets.engines import duckdb as engine_module
+from snapshot_assets.engines import duckdb_live
 from snapshot_assets.engines.contract import Captured
 from snapshot_assets.engines.copying import copy_live_file
 from snapshot_assets.engines.duckdb import DuckDBEngine
@@ -240,7 +241,7 @@ class _Broken:
 def test_a_checkpoint_that_breaks_is_not_called_busy(
     dataset: Dataset, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "_connect", lambda live, dataset: _Broken())
+    monkeypatch.setattr(duckdb_live, "connect", lambda *_, **__: _Broken())
     with pytest.raises(CaptureError, match="No space left") as caught:
         capture(dataset, staging)
     assert not isinstance(caught.value, LiveDatabaseBusy)

@@ -259,7 +259,7 @@ def test_a_commit_between_checkpoint_and_lock_is_noticed(
     wal: Dataset, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The naive way, looking at the log before the lock is held, misses the commit."""
-    refuse = sqlite_capture._refuse_leftovers
+    refuse = sqlite_capture.refuse_leftovers
     looks: list[str] = []
 
     class Interloper:
@@ -282,7 +282,7 @@ def test_a_commit_between_checkpoint_and_lock_is_noticed(
         refuse(live)
 
     monkeypatch.setattr(sqlite_capture, "open_live", lambda *a, **k: Interloper(open_live(*a, **k)))
-    monkeypatch.setattr(sqlite_capture, "_refuse_leftovers", look)
+    monkeypatch.setattr(sqlite_capture, "refuse_leftovers", look)
     capture(wal, staging)
     assert looks == ["look", "look"]
     assert moves_in(staging / "bank.sqlite") == 1
@@ -315,10 +315,10 @@ def test_a_hot_journal_is_rolled_back_before_the_copy(
 def test_a_journal_that_still_undoes_something_is_never_copied_beside(rollback: Dataset) -> None:
     journal = rollback.path.with_name("live.sqlite-journal")
     journal.write_bytes(sqlite_capture._JOURNAL_MAGIC + bytes(600))
-    with pytest.raises(sqlite_capture._Busy):
-        sqlite_capture._refuse_leftovers(rollback.path)
+    with pytest.raises(sqlite_capture.Busy):
+        sqlite_capture.refuse_leftovers(rollback.path)
     journal.write_bytes(bytes(600))
-    sqlite_capture._refuse_leftovers(rollback.path)
+    sqlite_capture.refuse_leftovers(rollback.path)
 
 
 @pytest.mark.parametrize("mode", ["wal", "delete", "persist"])

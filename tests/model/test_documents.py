@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from snapshot_assets.errors import (
     ConfigurationError,
     DocumentDamaged,
-    InconsistentSnapshotSettings,
     InvalidDatasetName,
     PathOutsideAnchor,
     SnapshotAssetsError,
@@ -26,7 +25,7 @@ from snapshot_assets.errors import (
 )
 from snapshot_assets.ids import new_incarnation_id, new_operation_id, ulid_from_bytes, ulid_to_bytes
 from snapshot_assets.model.audit import AuditRow, Outcome
-from snapshot_assets.model.dataset import Dataset, refuse_shared_live_files
+from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.document import checked, dump_document
 from snapshot_assets.model.head import MAX_HEAD_BYTES, Head, Pin, SchemaVersion, SnapshotEntry
 from snapshot_assets.model.lease import Holder, WriterLease
@@ -405,10 +404,9 @@ def test_a_path_through_links_without_an_end_is_refused_when_it_is_looked_up(tmp
     (tmp_path / "loop").symlink_to(tmp_path / "other")
     (tmp_path / "other").symlink_to(tmp_path / "loop")
     dataset = Dataset("orders", "duckdb", tmp_path / name)
-    for look_up in (lambda: dataset.real_path, lambda: refuse_shared_live_files([dataset])):
-        with pytest.raises(UnsupportedLiveDatabase, match="loop") as caught:
-            look_up()
-        assert caught.value.dataset == "orders"
+    with pytest.raises(UnsupportedLiveDatabase, match="loop") as caught:
+        _ = dataset.real_path
+    assert caught.value.dataset == "orders"
 
 
 def test_the_real_path_follows_links_and_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,12 +425,3 @@ def test_properties_that_no_manifest_can_hold_are_refused_when_they_are_declared
 def test_an_unknown_engine_is_refused_when_it_is_declared() -> None:
     with pytest.raises(UnsupportedEngine, match="oracle"):
         Dataset("orders", "oracle", "x")
-
-
-def test_two_datasets_of_one_live_file_are_refused() -> None:
-    one, two = Dataset("one", "duckdb", "x.duckdb"), Dataset("two", "duckdb", "./x.duckdb")
-    refuse_shared_live_files([one, one, Dataset("two", "duckdb", "y.duckdb")])
-    with pytest.raises(InconsistentSnapshotSettings):
-        refuse_shared_live_files([one, two])
-    with pytest.raises(InconsistentSnapshotSettings):
-        refuse_shared_live_files([one, Dataset("one", "duckdb", "y.duckdb")])
