@@ -9,6 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 __all__ = [
+    "CLEANUP_AFTER_COMMIT",
+    "CLEANUP_AFTER_END",
+    "CLEANUP_AFTER_PLAN",
+    "CLEANUP_AFTER_SIDECAR",
+    "DROP_AFTER_COMMIT",
+    "DROP_AFTER_END",
+    "DROP_AFTER_SEAL",
+    "DROP_AFTER_SETTLED",
+    "DROP_AFTER_SIDECAR",
     "NO_FAILPOINTS",
     "PUBLISH_AFTER_AUDIT",
     "PUBLISH_AFTER_CAPTURE",
@@ -44,6 +53,17 @@ PUBLISH_BEFORE_COMMIT = "publish.before_commit"
 PUBLISH_AFTER_COMMIT = "publish.after_commit"
 PUBLISH_AFTER_AUDIT = "publish.after_audit"
 PUBLISH_AFTER_RETIRE = "publish.after_retire"
+
+CLEANUP_AFTER_PLAN = "cleanup.after_plan"
+CLEANUP_AFTER_SIDECAR = "cleanup.after_sidecar"
+CLEANUP_AFTER_COMMIT = "cleanup.after_commit"
+CLEANUP_AFTER_END = "cleanup.after_end"
+
+DROP_AFTER_SEAL = "drop.after_seal"
+DROP_AFTER_SIDECAR = "drop.after_sidecar"
+DROP_AFTER_COMMIT = "drop.after_commit"
+DROP_AFTER_SETTLED = "drop.after_settled"
+DROP_AFTER_END = "drop.after_end"
 
 REFRESH_DURING_FETCH = "refresh.during_fetch"
 REFRESH_AFTER_FETCH = "refresh.after_fetch"

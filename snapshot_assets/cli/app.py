@@ -12,9 +12,11 @@ from snapshot_assets.cli.change import pin, rollback, unpin
 from snapshot_assets.cli.demo import demo
 from snapshot_assets.cli.doctor import doctor
 from snapshot_assets.cli.look import ls, pins, show
+from snapshot_assets.cli.optimize import optimize
 from snapshot_assets.cli.output import verb
 from snapshot_assets.cli.publish import publish
-from snapshot_assets.cli.read import pull, query, verify
+from snapshot_assets.cli.pull import pull
+from snapshot_assets.cli.read import query, verify
 from snapshot_assets.cli.serve import serve
 from snapshot_assets.cli.status import status
 
@@ -30,7 +32,7 @@ app = typer.Typer(
 )
 
 _GROUPS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
-    "Publish and look": (publish, ls, show, status),
+    "Publish and look": (publish, optimize, ls, show, status),
     "Read": (query, pull, verify, serve),
     "Change what is current": (rollback, pin, unpin, pins),
     "This machine": (doctor, demo),

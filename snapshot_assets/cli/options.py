@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -13,18 +14,35 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DatasetName",
+    "EngineName",
+    "EngineOptions",
     "JsonOutput",
+    "LivePath",
     "OptionalStoreUrl",
     "StoreOptions",
     "StoreUrl",
     "WantedSnapshot",
     "duration",
+    "engine_options",
     "open_store",
 ]
 
 _STORE_HELP: Final = "The store: a folder, or a file://, s3://, gs:// or az:// URL."
 
 DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="The dataset.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine", metavar="ENGINE", help="The engine of the database: cayenne, duckdb, lance, sqlite or turso."
+    ),
+]
+LivePath = Annotated[Path, typer.Option("--path", metavar="PATH", help="The live database.")]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", metavar="KEY=VALUE", help="A setting of the engine, such as metastore=PATH. Can be repeated."
+    ),
+]
 StoreUrl = Annotated[
     str, typer.Option("--store", envvar="SNAPSHOT_STORE", show_envvar=True, metavar="URL", help=_STORE_HELP)
 ]
@@ -49,13 +67,22 @@ def open_store(url: str, options: list[str] | None, *, read_only: bool = False) 
     """The store that the options name."""
     from snapshot_assets.store.snapshot_store import SnapshotStore
 
+    return SnapshotStore.open(url, _by_key("--store-option", options), read_only=read_only)
+
+
+def engine_options(options: list[str] | None) -> dict[str, str]:
+    """The engine's own settings, by name."""
+    return _by_key("--option", options)
+
+
+def _by_key(flag: str, options: list[str] | None) -> dict[str, str]:
     settings: dict[str, str] = {}
     for option in options or []:
         key, separator, value = option.partition("=")
         if not (key and separator):
-            raise typer.BadParameter(f"{option!r} is not KEY=VALUE", param_hint="'--store-option'")
+            raise typer.BadParameter(f"{option!r} is not KEY=VALUE", param_hint=f"'{flag}'")
         settings[key] = value
-    return SnapshotStore.open(url, settings, read_only=read_only)
+    return settings
 
 
 def duration(text: str) -> timedelta:

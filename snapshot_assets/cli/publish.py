@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from snapshot_assets.cli.options import DatasetName, JsonOutput, StoreOptions, StoreUrl, open_store
+from snapshot_assets.cli.options import (
+    DatasetName,
+    EngineName,
+    EngineOptions,
+    JsonOutput,
+    LivePath,
+    StoreOptions,
+    StoreUrl,
+    engine_options,
+    open_store,
+)
 from snapshot_assets.cli.output import count, print_facts, print_json, size_text, spinner
 
 if TYPE_CHECKING:
     from snapshot_assets.publish.publisher import PublishResult
 
-__all__ = ["publish"]
+__all__ = ["print_published", "publish"]
 
 _WORTH_NAMING: Final = 0.01
 _SAID: Final = {
@@ -25,12 +34,11 @@ _SAID: Final = {
 
 def publish(
     name: DatasetName,
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="ENGINE", help="The engine of the database: duckdb, sqlite.")
-    ],
-    path: Annotated[Path, typer.Option("--path", metavar="PATH", help="The live database.")],
+    engine: EngineName,
+    path: LivePath,
     store: StoreUrl,
     store_option: StoreOptions = None,
+    option: EngineOptions = None,
     force: Annotated[bool, typer.Option("--force", help="Publish also when nothing changed.")] = False,
     allow_schema_change: Annotated[
         bool, typer.Option("--allow-schema-change", help="Publish also when readers of the old schema would break.")
@@ -52,7 +60,7 @@ def publish(
     from snapshot_assets.model.dataset import Dataset
     from snapshot_assets.publish.publisher import Publisher
 
-    dataset = Dataset(name, engine, path, validators=tuple(check or ()))
+    dataset = Dataset(name, engine, path, validators=tuple(check or ()), options=engine_options(option))
     with spinner(f"Publishing {name}"), Publisher(open_store(store, store_option), wait=wait) as publisher:
         result = publisher.publish(
             dataset, idempotency_key=idempotency_key, force=force, allow_schema_change=allow_schema_change
@@ -60,10 +68,11 @@ def publish(
     if as_json:
         print_json(result.to_json() | {"reused_share": round(result.reused_share, 6)})
     else:
-        _print(result)
+        print_published(result)
 
 
-def _print(result: PublishResult) -> None:
+def print_published(result: PublishResult) -> None:
+    """A publish, for people."""
     typer.echo(_SAID[result.outcome].format(name=result.dataset, id=result.snapshot_id, generation=result.generation))
     rows = ", ".join(f"{table} {count(rows)}" for table, rows in sorted(result.row_counts.items()))
     facts = [("rows", rows or "no tables"), ("data", size_text(result.data_bytes))]

@@ -1,12 +1,11 @@
-"""`query`, `pull`, `verify`: the rows and the bytes of snapshots."""
+"""`query`, `verify`: the rows of snapshots, and whether their bytes are whole."""
 
 from __future__ import annotations
 
 import csv
 import io
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -15,20 +14,16 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from snapshot_assets.cli.look import wanted_entry
 from snapshot_assets.cli.options import DatasetName, JsonOutput, StoreOptions, StoreUrl, WantedSnapshot, open_store
-from snapshot_assets.cli.output import count, print_facts, print_json, print_table, progress, size_text, spinner
+from snapshot_assets.cli.output import count, print_json, print_table, spinner
 from snapshot_assets.cli.values import json_value, text_value
-from snapshot_assets.errors import ConfigurationError, QueryRefused
+from snapshot_assets.errors import QueryRefused
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from snapshot_assets.content.restore import Restored
-    from snapshot_assets.content.snapshot import Content
-    from snapshot_assets.store.contract import Store
 
-__all__ = ["pull", "query", "verify"]
+__all__ = ["query", "verify"]
 
 
 class VerifyDepth(StrEnum):
@@ -68,7 +63,7 @@ def query(
     opened = open_store(store, store_option, read_only=True)
     with (
         TemporaryDirectory(prefix="snapshot-assets-") as folder,
-        SnapshotReader(opened, Path(folder), ReaderSettings(refresh_interval=None)) as reader,
+        SnapshotReader(opened, Path(folder), ReaderSettings(refresh_interval=None, announce_interval=None)) as reader,
     ):
         with spinner("Fetching"):
             datasets = sorted(opened.heads()) if everything else [name]
@@ -93,85 +88,6 @@ def _engine_errors() -> Iterator[None]:
         yield
     except (duckdb.Error, sqlite3.Error) as error:
         raise QueryRefused(f"the engine can not run this statement: {error}", hint="Correct the statement.") from error
-
-
-def pull(
-    name: DatasetName,
-    to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="The folder to make; it must not exist, or be empty.")
-    ],
-    store: StoreUrl,
-    store_option: StoreOptions = None,
-    snapshot: WantedSnapshot = None,
-    as_json: JsonOutput = False,
-) -> None:
-    """Fetch a checked copy of a snapshot's files into a folder that appears only when it is complete."""
-    from snapshot_assets.content.snapshot import read_content
-
-    started = time.monotonic()
-    _check_free(to)
-    opened = open_store(store, store_option, read_only=True)
-    head = opened.head(name)
-    entry = wanted_entry(head, snapshot)
-    content = read_content(opened.objects, name, head.incarnation, entry.operation_id, entry.manifest_digest)
-    with progress(f"Fetching {name}", content.manifest.data_bytes) as moved:
-        restored = _restore(opened.objects, content, to, moved)
-    document = {
-        "dataset": name,
-        "snapshot_id": entry.snapshot_id,
-        "operation_id": entry.operation_id,
-        "content_digest": entry.content_digest,
-        "path": str(to.resolve()),
-        "files": [file.path for file in content.manifest.files],
-        "data_bytes": content.manifest.data_bytes,
-        "fetched_bytes": restored.fetched_bytes,
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    if as_json:
-        print_json(document)
-        return
-    typer.echo(f"Snapshot {entry.snapshot_id} of {name} is in {to}, every digest checked.")
-    print_facts(
-        [
-            ("files", ", ".join(file.path for file in content.manifest.files)),
-            ("data", f"{size_text(content.manifest.data_bytes)}, fetched as {size_text(restored.fetched_bytes)}"),
-        ]
-    )
-
-
-def _check_free(folder: Path) -> None:
-    """Refuse to fetch into a place where something is."""
-    try:
-        taken = folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir())))
-    except OSError as error:
-        raise ConfigurationError(f"{folder} can not be looked into: {error.strerror}") from error
-    if taken:
-        raise ConfigurationError(
-            f"{folder} is there already, and not an empty folder", hint="Name a folder that does not exist yet."
-        )
-
-
-def _restore(objects: Store, content: Content, folder: Path, on_progress: Callable[[int], None]) -> Restored:
-    """Build the files beside their place, then give them their name in one durable step."""
-    from snapshot_assets.content.restore import restore_files
-    from snapshot_assets.durable import sync_folder
-    from snapshot_assets.ids import new_ulid
-    from snapshot_assets.reader.data_dir import BUILDING, remove_folder
-
-    parent = folder.absolute().parent
-    building = parent / f"{BUILDING}{new_ulid()}"
-    try:
-        building.mkdir(parents=True)
-        restored = restore_files(objects, content, building, on_progress=on_progress)
-        building.rename(folder)
-        sync_folder(parent)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{folder} can not be made: {error}", hint="Name a folder that this user may make."
-        ) from error
-    finally:
-        remove_folder(building)
-    return restored
 
 
 def verify(

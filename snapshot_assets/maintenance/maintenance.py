@@ -1,26 +1,48 @@
-"""Rollback, pins and verification: changes of the head that move no data."""
+"""An operator's commands on one store: rollback, pins, verification, optimizing."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from snapshot_assets.clock import SYSTEM_CLOCK, Clock, in_seconds
-from snapshot_assets.errors import Conflict, MaintenanceError, SnapshotMissing, StoreError
-from snapshot_assets.ids import OperationId, new_operation_id
+from snapshot_assets.errors import (
+    ConfigurationError,
+    ConfirmationRequired,
+    Conflict,
+    MaintenanceError,
+    SnapshotAssetsError,
+    SnapshotMissing,
+    StoreError,
+)
+from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
+from snapshot_assets.ids import OperationId, new_operation_id, new_ulid
+from snapshot_assets.maintenance.cleanup import Cleaner, CleanupRow
+from snapshot_assets.maintenance.lifecycle import DropResult, drop, recreated, sealed, unsealed
+from snapshot_assets.maintenance.optimize import OptimizeResult, optimize_and_publish
+from snapshot_assets.maintenance.readers import KnownReader, known_readers
+from snapshot_assets.maintenance.repair import RepairRow, repair_dataset, repairable_datasets
+from snapshot_assets.maintenance.retention import RetentionPolicy
 from snapshot_assets.maintenance.verify import VerifyDepth, VerifyReport, verify_snapshot
 from snapshot_assets.model.audit import AuditRow, Outcome, audit_key
-from snapshot_assets.model.head import Head, Pin, SnapshotEntry
+from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.engines import engine_source
+from snapshot_assets.model.head import MAX_SNAPSHOTS, Head, Pin, SnapshotEntry
 from snapshot_assets.publish.heads import change_head, refuse_inactive
 from snapshot_assets.publish.lease import this_holder
+from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["Maintenance", "Undo"]
 
 _log = logging.getLogger(__name__)
+
+DEFAULT_GRACE: Final = timedelta(hours=1)
+"""How long objects stay after their snapshot has left the head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +81,20 @@ class Undo:
 
 
 class Maintenance:
-    """An operator's commands on one store. Each is one compare-and-swap of the head, with an audit row of its own.
+    """An operator's commands on one store. Each changes a head by one compare-and-swap, with an audit row of its own.
 
     Args:
         store: what to operate on.
         clock: where time comes from.
+        failpoints: for tests.
     """
 
-    def __init__(self, store: SnapshotStore, *, clock: Clock = SYSTEM_CLOCK) -> None:
+    def __init__(
+        self, store: SnapshotStore, *, clock: Clock = SYSTEM_CLOCK, failpoints: Failpoints = NO_FAILPOINTS
+    ) -> None:
         self._store = store
         self._clock = clock
+        self._failpoints = failpoints
 
     def rollback(self, name: str, to_snapshot_id: int) -> Undo:
         """Make a listed snapshot current. The generation rises, so every live reader follows.
@@ -182,6 +208,185 @@ class Maintenance:
         if wanted is None:
             raise SnapshotMissing(f"{name!r} has no current snapshot", hint="Publish it first.", dataset=name)
         return verify_snapshot(self._store, head, _listed(head, wanted), level)
+
+    def optimize(self, dataset: Dataset, *, publisher: Publisher | None = None) -> OptimizeResult:
+        """Rewrite a live database so that it is small and fast to read, and publish it as the next snapshot.
+
+        It runs as a publish does: under the writer lease, after what dead writers left was settled, and under the write
+        gate. The engine keeps every table's schema and rows, and the validators look at the result as at every other.
+        The snapshot's summary tells under `optimize` what was done. When the engine finds nothing to do, nothing is
+        published, also not what changed in the live database since its last publish; when it rewrites, the whole live
+        database is published with all its changes.
+
+        A crash leaves a whole live database, rewritten or not. When it was rewritten and the publish failed, the next
+        publish stores it. A second call right after the first is skipped.
+
+        Args:
+            dataset: what to optimize.
+            publisher: publishes to this store with its own settings, such as how many snapshots are kept; by default
+                one with the default settings.
+
+        Raises:
+            WriterBusy, DatasetSealed, DatasetDropped, EngineMismatch: this writer may not write now.
+            SidecarUnreadable: an operation that is pending can not be understood; nothing was touched.
+            CaptureError: the live database is missing or busy, could not be rewritten, or a check refused the copy.
+            PublishError, StoreError: as for every publish; the live database was rewritten.
+        """
+        return optimize_and_publish(publisher or Publisher(self._store, clock=self._clock), dataset)
+
+    def cleanup(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        keep: int | None = None,
+        older_than: timedelta | float | None = None,
+        grace: timedelta | float = DEFAULT_GRACE,
+        concurrency: int = 8,
+        confirm: bool = False,
+    ) -> list[CleanupRow]:
+        """Remove snapshots that need not be kept, and delete what no snapshot needs.
+
+        Never removed are the current snapshot, pinned ones, those that a live reader announces, and those that an
+        operation in progress builds on. Objects stay for the grace after their snapshot has left the head; the next
+        cleanup, or the next writer, then deletes them. One dataset's failure is in its row and stops no other.
+
+        Args:
+            names: the datasets; all of the store, when it is left out.
+            keep: the newest snapshots that stay, at least three.
+            older_than: only what was published longer ago than this goes. With `keep`: only what both allow.
+            grace: how long objects stay for readers that are still downloading them.
+            concurrency: how many datasets are cleaned side by side.
+            confirm: do it; without it, the rows tell what would be done.
+
+        Raises:
+            RetentionPolicyMissing: neither `keep` nor `older_than` was given.
+            ConfigurationError: a setting makes no sense.
+        """
+        policy = RetentionPolicy(keep=keep, older_than=older_than)
+        grace_ms = round(in_seconds("grace", grace) * 1000)
+        if concurrency < 1:
+            raise ConfigurationError(f"concurrency is {concurrency}; at least one dataset is cleaned at a time")
+        datasets = sorted(self._store.heads() if names is None else set(names))
+        cleaner = self._cleaner(policy, grace_ms, confirm=confirm)
+        with ThreadPoolExecutor(concurrency, thread_name_prefix="cleanup") as threads:
+            return list(threads.map(cleaner.clean, datasets))
+
+    def repair(self, name: str | None = None, *, confirm: bool = False, force: bool = False) -> list[RepairRow]:
+        """Settle what dead processes left, of one dataset or of all: what their next writers would do, done now.
+
+        Args:
+            name: the dataset; all of the store, when it is left out.
+            confirm: do it; without it, the rows tell what would be done.
+            force: set aside what can not be understood, so that writing can go on; it is kept beneath `quarantine/`.
+
+        Raises:
+            ConfirmationRequired: `force` without `confirm`.
+            StoreUnavailable: the store does not answer.
+        """
+        if force and not confirm:
+            raise ConfirmationRequired("a forced repair has to be confirmed")
+        cleaner = self._cleaner(
+            RetentionPolicy(keep=MAX_SNAPSHOTS), round(DEFAULT_GRACE.total_seconds() * 1000), confirm=confirm
+        )
+        names = repairable_datasets(self._store) if name is None else [name]
+        rows = (
+            repair_dataset(self._store, one, cleaner, confirm=confirm, force=force, clock=self._clock) for one in names
+        )
+        return [row for of_dataset in rows for row in of_dataset]
+
+    def seal(self, name: str) -> Head:
+        """Refuse new writers, and fence those at work. Readers go on. Reversible, see `unseal`.
+
+        Raises:
+            DatasetDropped: it was dropped.
+        """
+        return self._change(name, "seal", sealed)
+
+    def unseal(self, name: str) -> Head:
+        """Let writers in again; a drop that was begun is undone.
+
+        Raises:
+            DatasetDropped: it was dropped.
+            MaintenanceError: it is not sealed.
+        """
+        return self._change(name, "unseal", unsealed)
+
+    def drop(self, name: str, *, confirm: bool = False, force: bool = False) -> DropResult:
+        """Drop a dataset: seal it, look who needs it, commit, and delete its data. A drop cut short is finished so.
+
+        Its head stays as the fence of its name: publishing does not bring it back, `recreate` does.
+
+        Args:
+            name: the dataset.
+            confirm: do it; without it, the result tells who needs the dataset.
+            force: also when pins or live readers need it.
+
+        Raises:
+            DatasetDropped: it was dropped before, and nothing of it is left.
+            SnapshotInUse: it is needed; it stays sealed.
+            ConfirmationRequired: `force` without `confirm`.
+        """
+        return drop(
+            self._store,
+            name,
+            confirm=confirm,
+            force=force,
+            now_ms=self._store_now_ms(),
+            clock=self._clock,
+            failpoints=self._failpoints,
+        )
+
+    def recreate(self, name: str, *, engine: str | None = None) -> Head:
+        """Let a dropped name live again as a new incarnation, empty; readers see it as a higher generation.
+
+        Args:
+            name: the dataset.
+            engine: the engine of the new incarnation; that of the old one, when it is left out.
+
+        Raises:
+            MaintenanceError: it was not dropped.
+            UnsupportedEngine: there is no such engine.
+        """
+        if engine is not None:
+            engine_source(engine)
+        return self._change(name, "recreate", lambda head: recreated(head, engine))
+
+    def readers(self) -> list[KnownReader]:
+        """The readers that announce themselves, alive or not, sorted by id.
+
+        Raises:
+            DocumentDamaged, UnsupportedFormatVersion: an announcement can not be understood.
+        """
+        return known_readers(self._store.objects, self._store_now_ms())
+
+    def _cleaner(self, policy: RetentionPolicy, grace_ms: int, *, confirm: bool) -> Cleaner:
+        now_ms = self._store_now_ms()
+        readers: list[KnownReader] | SnapshotAssetsError
+        try:
+            readers = known_readers(self._store.objects, now_ms)
+        except SnapshotAssetsError as error:
+            readers = error
+        return Cleaner(
+            self._store,
+            policy,
+            readers,
+            now_ms=now_ms,
+            grace_ms=grace_ms,
+            confirm=confirm,
+            clock=self._clock,
+            failpoints=self._failpoints,
+        )
+
+    def _store_now_ms(self) -> int:
+        """The time by the store's own clock, as it stamps what is written; this machine's, when it may not be asked."""
+        if self._store.read_only:
+            return self._clock.now_ms()
+        prefix = f"probe/{new_ulid()}/"
+        self._store.objects.write_if_absent(f"{prefix}now", b"")
+        try:
+            return max(listed.last_modified_ms for listed in self._store.objects.list(prefix))
+        finally:
+            self._store.objects.delete([f"{prefix}now"])
 
     def _change(self, name: str, kind: str, decide: Callable[[Head], Head]) -> Head:
         operation = new_operation_id()

@@ -26,6 +26,8 @@ class Outcome(enum.Enum):
 
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
+    ROLLED_FORWARD = "rolled_forward"
+    DISCARDED = "discarded"
     ORPHAN_DISCARDED = "orphan_discarded"
 
 

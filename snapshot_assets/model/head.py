@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from snapshot_assets.ids import IncarnationId, OperationId, check_dataset_name
@@ -261,6 +261,18 @@ class Head:
     def tables(self, schema_id: int) -> Mapping[str, TableSchema]:
         """The table schemas of a schema version that the head lists."""
         return next(version.tables for version in self.schemas if version.schema_id == schema_id)
+
+    def without(self, snapshot_ids: Iterable[int]) -> Head:
+        """The head without some of its entries, and without the schemas and pins that only they had."""
+        gone = set(snapshot_ids)
+        kept = tuple(entry for entry in self.snapshots if entry.snapshot_id not in gone)
+        named = {entry.schema_id for entry in kept}
+        return replace(
+            self,
+            snapshots=kept,
+            schemas=tuple(version for version in self.schemas if version.schema_id in named),
+            pins=tuple(pin for pin in self.pins if pin.snapshot_id not in gone),
+        )
 
     def remembering(self, operation_id: str) -> tuple[str, ...]:
         """The recent operations, this one added and the oldest forgotten."""

@@ -24,7 +24,9 @@ __all__ = [
     "TableContent",
     "check_paths",
     "data_prefix",
+    "dataset_prefix",
     "digest_of",
+    "incarnation_prefix",
     "index_key",
     "manifest_key",
     "pack_key",
@@ -43,9 +45,19 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 LayoutKind = Literal["blocks", "whole"]
 
 
+def dataset_prefix(dataset: str) -> str:
+    """The folder, with its slash, that holds all data of a dataset."""
+    return f"data/{dataset}/"
+
+
+def incarnation_prefix(dataset: str, incarnation: str) -> str:
+    """The folder, with its slash, that holds all data of one incarnation."""
+    return f"{dataset_prefix(dataset)}{incarnation}/"
+
+
 def data_prefix(dataset: str, incarnation: str, operation_id: str) -> str:
     """The folder, with its slash, that holds everything one operation writes."""
-    return f"data/{dataset}/{incarnation}/{operation_id}/"
+    return f"{incarnation_prefix(dataset, incarnation)}{operation_id}/"
 
 
 def manifest_key(dataset: str, incarnation: str, operation_id: str) -> str:

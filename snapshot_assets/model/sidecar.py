@@ -29,11 +29,20 @@ class SidecarKind(enum.Enum):
     """What an operation does. Recovery has rows for each kind."""
 
     PUBLISH = "publish"
+    CLEANUP = "cleanup"
+    DROP = "drop"
 
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """What an operation intends, written before its first effect."""
+    """What an operation intends, written before its first effect.
+
+    Attributes:
+        base_snapshot_id: what a publish may reuse; retention keeps it.
+        removes: the snapshots that a cleanup takes off the head's list.
+        keys: the objects that a cleanup deletes afterwards, unless a listed snapshot needs them.
+        not_before_ms: when a cleanup may begin to delete them.
+    """
 
     operation_id: OperationId
     kind: SidecarKind

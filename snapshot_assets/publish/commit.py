@@ -204,12 +204,7 @@ def _within(head: Head, max_snapshots: int, now_ms: int) -> Head:
             f"{head.dataset!r} lists {len(head.snapshots) - 1} snapshots and every one that could go is protected",
             dataset=head.dataset,
         )
-    dropped = {entry.snapshot_id for entry in free[:surplus]}
-    kept = tuple(entry for entry in head.snapshots if entry.snapshot_id not in dropped)
-    named = {entry.schema_id for entry in kept}
-    schemas = tuple(version for version in head.schemas if version.schema_id in named)
-    live_pins = tuple(pin for pin in head.pins if pin.snapshot_id not in dropped)
-    return replace(head, snapshots=kept, schemas=schemas, pins=live_pins)
+    return head.without(entry.snapshot_id for entry in free[:surplus])
 
 
 def entry_of_key(head: Head, idempotency_key: str | None) -> SnapshotEntry | None:

@@ -22,7 +22,7 @@ from snapshot_assets.publish.commit import MIN_SNAPSHOTS, check_writable, entry_
 from snapshot_assets.publish.heads import find_head
 from snapshot_assets.publish.lease import LeaseBook, this_holder
 from snapshot_assets.publish.operation import PublishSettings, UploadCheck
-from snapshot_assets.publish.recovery import claim_epoch, heal, pending_sidecars
+from snapshot_assets.publish.recovery import Verdict, claim_epoch, classify, heal, pending_sidecars
 from snapshot_assets.publish.result import PublishOutcome, PublishResult, Stopwatch, result_of
 from snapshot_assets.publish.writing import Writing
 from snapshot_assets.store.snapshot_store import SnapshotStore
@@ -162,7 +162,9 @@ class Publisher:
             if already is None:
                 with watch.phase("gate"):
                     gate.enter_context(
-                        write_gate(dataset.path, timeout=self._settings.capture_timeout, dataset=dataset.name)
+                        write_gate(
+                            engine.live_path(dataset), timeout=self._settings.capture_timeout, dataset=dataset.name
+                        )
                     )
             writing = Writing(self._store, self._settings, dataset, engine, head, idempotency_key, gate, watch, already)
             stack.callback(writing.close)
@@ -181,6 +183,8 @@ class Publisher:
                 dataset=dataset,
             )
         clock = self._settings.clock
+        if all(classify(sidecar, head, clock.now_ms()) is Verdict.WAITING for sidecar in sidecars):
+            return head
         head = claim_epoch(self._store, dataset, clock=clock)
         holder = this_holder()
         heal(self._store.objects, head, sidecars, clock=clock, by=f"recovery by process {holder.pid} on {holder.host}")

@@ -6,19 +6,21 @@ import enum
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from snapshot_assets.clock import Clock
+from snapshot_assets.content.needed import Needed, needed_by
 from snapshot_assets.errors import Conflict, DocumentDamaged, NotFound, SidecarUnreadable, UnsupportedFormatVersion
 from snapshot_assets.ids import OperationId, new_operation_id
 from snapshot_assets.model.audit import AuditRow, Outcome, audit_key
-from snapshot_assets.model.head import Head
-from snapshot_assets.model.manifest import data_prefix
+from snapshot_assets.model.head import Head, Status
+from snapshot_assets.model.manifest import data_prefix, dataset_prefix, incarnation_prefix
 from snapshot_assets.model.sidecar import MAX_SIDECAR_BYTES, Sidecar, SidecarKind, sidecar_key, sidecar_prefix
 from snapshot_assets.publish.heads import change_head, refuse_inactive
 from snapshot_assets.store.contract import Store
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
-__all__ = ["Verdict", "claim_epoch", "classify", "heal", "pending_sidecars", "retire", "write_audit"]
+__all__ = ["Verdict", "claim_epoch", "classify", "heal", "pending_sidecars", "read_sidecars", "retire", "write_audit"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,46 +28,90 @@ _log = logging.getLogger(__name__)
 class Verdict(enum.Enum):
     """What became of an operation, as the head tells."""
 
-    COMMITTED = Outcome.COMMITTED
-    UNDONE = Outcome.ROLLED_BACK
-    ORPHANED = Outcome.ORPHAN_DISCARDED
-    IN_PROGRESS = None
+    COMMITTED = "committed"
+    UNDONE = "undone"
+    FINISHING = "finishing"
+    DISCARDED = "discarded"
+    ORPHANED = "orphaned"
+    WAITING = "waiting"
+    IN_PROGRESS = "in progress"
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the audit says of it; nothing while it is not at its end."""
+        return _OUTCOMES.get(self)
 
 
-def classify(sidecar: Sidecar, head: Head) -> Verdict:
+_OUTCOMES: Final = {
+    Verdict.COMMITTED: Outcome.COMMITTED,
+    Verdict.UNDONE: Outcome.ROLLED_BACK,
+    Verdict.FINISHING: Outcome.ROLLED_FORWARD,
+    Verdict.DISCARDED: Outcome.DISCARDED,
+    Verdict.ORPHANED: Outcome.ORPHAN_DISCARDED,
+}
+
+
+def classify(sidecar: Sidecar, head: Head, now_ms: int) -> Verdict:
     """Tell what became of the operation of a sidecar.
 
-    An operation of an older epoch that the head does not list can never be listed any more: its writer's
-    compare-and-swap asks for the epoch that it started under.
+    An operation of an older epoch that has not taken effect never can: its compare-and-swap asks for the epoch, or for
+    the very revision, that it started under. One of the head's own epoch may still be at work.
     """
     if sidecar.incarnation != head.incarnation:
         return Verdict.ORPHANED
+    fenced = sidecar.epoch < head.epoch
     match sidecar.kind:
         case SidecarKind.PUBLISH:
             if head.entry_of_operation(sidecar.operation_id) or sidecar.operation_id in head.recent_operation_ids:
                 return Verdict.COMMITTED
-            return Verdict.UNDONE if sidecar.epoch < head.epoch else Verdict.IN_PROGRESS
+            return Verdict.UNDONE if fenced else Verdict.IN_PROGRESS
+        case SidecarKind.CLEANUP:
+            if any(head.entry(snapshot_id) for snapshot_id in sidecar.removes or ()):
+                return Verdict.DISCARDED if fenced else Verdict.IN_PROGRESS
+            waits = now_ms < (sidecar.not_before_ms or 0) and head.status is not Status.DROPPED
+            return Verdict.WAITING if waits else Verdict.FINISHING
+        case SidecarKind.DROP:
+            if head.status is Status.DROPPED:
+                return Verdict.FINISHING
+            # Unsealed since, or sealed still: the operator finishes it or undoes it.
+            return Verdict.DISCARDED if fenced and head.status is Status.ACTIVE else Verdict.IN_PROGRESS
 
 
-def pending_sidecars(objects: Store, dataset: str) -> list[Sidecar]:
-    """The operations of a dataset that are not settled, oldest first. One that vanishes meanwhile is settled.
+def read_sidecars(objects: Store, dataset: str) -> tuple[list[Sidecar], dict[str, SidecarUnreadable]]:
+    """The operations of a dataset that are not settled, oldest first, and by key what can not be understood.
 
     Raises:
-        SidecarUnreadable: one can not be read or understood; it was kept.
         StoreUnavailable: the listing failed, which never means that nothing is pending.
     """
-    sidecars = []
+    sidecars, unreadable = [], {}
     for listed in sorted(objects.list(sidecar_prefix(dataset)), key=lambda listed: listed.key):
         try:
             data = objects.read(listed.key, limit=MAX_SIDECAR_BYTES).data
             sidecar = Sidecar.parse(data, listed.key)
         except NotFound:
-            continue
+            continue  # somebody has settled it meanwhile
         except (DocumentDamaged, UnsupportedFormatVersion) as error:
-            raise SidecarUnreadable(f"{error}; it was kept", dataset=dataset) from error
+            unreadable[listed.key] = SidecarUnreadable(f"{error}; it was kept", dataset=dataset)
+            continue
         if listed.key != sidecar_key(dataset, sidecar.operation_id) or sidecar.dataset != dataset:
-            raise SidecarUnreadable(f"{listed.key} does not belong where it lies; it was kept", dataset=dataset)
+            unreadable[listed.key] = SidecarUnreadable(
+                f"{listed.key} does not belong where it lies; it was kept", dataset=dataset
+            )
+            continue
         sidecars.append(sidecar)
+    return sidecars, unreadable
+
+
+def pending_sidecars(objects: Store, dataset: str) -> list[Sidecar]:
+    """The operations of a dataset that are not settled, oldest first.
+
+    Raises:
+        SidecarUnreadable: one can not be read or understood; it was kept.
+        StoreUnavailable: the listing failed, which never means that nothing is pending.
+    """
+    sidecars, unreadable = read_sidecars(objects, dataset)
+    for error in unreadable.values():
+        raise error
     return sidecars
 
 
@@ -96,18 +142,40 @@ def heal(
         What was found of each operation.
     """
     verdicts = {}
+    needed: Needed | None = None
     for sidecar in sidecars:
-        verdict = classify(sidecar, head)
+        verdict = classify(sidecar, head, clock.now_ms())
         verdicts[sidecar.operation_id] = verdict
-        if verdict.value is None:
+        if verdict.outcome is None:
             continue
-        _log.warning("%s: operation %s of a dead writer: %s", head.dataset, sidecar.operation_id, verdict.value.value)
-        write_audit(objects, sidecar, verdict.value, clock=clock, by=by)
-        if verdict is not Verdict.COMMITTED:
-            prefix = data_prefix(sidecar.dataset, sidecar.incarnation, sidecar.operation_id)
-            objects.delete([listed.key for listed in objects.list(prefix)])
+        _log.warning(
+            "%s: %s operation %s, left by another process: %s",
+            head.dataset, sidecar.kind.value, sidecar.operation_id, verdict.value,
+        )  # fmt: skip
+        if verdict is Verdict.FINISHING and sidecar.kind is SidecarKind.CLEANUP:
+            needed = needed or needed_by(objects, head)
+        write_audit(objects, sidecar, verdict.outcome, clock=clock, by=by)
+        objects.delete(_garbage(objects, head, sidecar, verdict, needed))
         retire(objects, sidecar)
     return verdicts
+
+
+def _garbage(objects: Store, head: Head, sidecar: Sidecar, verdict: Verdict, needed: Needed | None) -> list[str]:
+    """The objects that an operation which is at its end leaves behind for nobody."""
+    if verdict in {Verdict.COMMITTED, Verdict.DISCARDED}:
+        return []
+    if sidecar.kind is SidecarKind.CLEANUP:
+        # Whatever a sidecar says: what lies elsewhere, or came after it, was never this cleanup's to delete.
+        mine = [key for key in sidecar.keys or () if key.startswith(dataset_prefix(sidecar.dataset))]
+        if verdict is Verdict.ORPHANED:
+            alive = incarnation_prefix(head.dataset, head.incarnation)
+            return [key for key in mine if not key.startswith(alive)]
+        return [key for key in mine if needed is not None and key not in needed]
+    if sidecar.kind is SidecarKind.DROP:
+        prefix = incarnation_prefix(sidecar.dataset, sidecar.incarnation)
+    else:
+        prefix = data_prefix(sidecar.dataset, sidecar.incarnation, sidecar.operation_id)
+    return [listed.key for listed in objects.list(prefix)]
 
 
 def write_audit(objects: Store, sidecar: Sidecar, outcome: Outcome, *, clock: Clock, by: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from snapshot_assets.content.base import Base
 from snapshot_assets.content.segments import hash_files
 from snapshot_assets.content.snapshot import Content, read_content
-from snapshot_assets.engines.contract import Captured, Engine
+from snapshot_assets.engines.contract import Captured, Engine, Optimized
 from snapshot_assets.errors import ConfigurationError, SnapshotDamaged, StoreError
 from snapshot_assets.failpoints import (
     PUBLISH_AFTER_CAPTURE,
@@ -90,6 +90,22 @@ class Writing:
         """
         self._check_open()
         return self._engine.connect_live(self.dataset)
+
+    def optimize(self) -> Optimized:
+        """Let the engine rewrite the live database, under the write gate; see `Engine.optimize`. Nothing is published.
+
+        Raises:
+            CaptureError: it could not be rewritten, and is as it was.
+            ConfigurationError: this writing has ended, or captured the database: its write gate is open again.
+        """
+        self._check_open()
+        with self._watch.phase("optimize"):
+            return self._engine.optimize(self.dataset, timeout=self._settings.capture_timeout)
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """How long each phase has taken that was gone through so far."""
+        return dict(self._watch.seconds)
 
     def publish(
         self,

@@ -13,6 +13,7 @@ from snapshot_assets.clock import SYSTEM_CLOCK, Clock
 from snapshot_assets.errors import ConfigurationError, NotLoaded, ReaderError, SnapshotAssetsError
 from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
 from snapshot_assets.ids import check_dataset_name
+from snapshot_assets.reader.announcing import Announcer, reader_id_of
 from snapshot_assets.reader.catalog import Catalog
 from snapshot_assets.reader.data_dir import DataDirLock, fresh_folder
 from snapshot_assets.reader.drain import Drains
@@ -89,7 +90,19 @@ class SnapshotReader:
             drains=self._drains,
             spill=spill,
             check_open=self._check_open,
-            on_change=self._catalog.renew,
+            on_change=self._changed,
+        )
+        self._announcer = (
+            None
+            if self.settings.announce_interval is None
+            else Announcer(
+                store.objects,
+                reader_id_of(self.data_dir),
+                self.status,
+                interval=self.settings.announce_interval,
+                cohort=self.settings.cohort,
+                clock=clock,
+            )
         )
         self._polling = (
             None
@@ -125,7 +138,7 @@ class SnapshotReader:
                 if followed.provider.serving is None:
                     self._bootstrap(followed)
                 self._followed[name] = followed
-                self._catalog.renew()
+                self._changed()
         if refresh and self._polling is not None:
             self._polled.add(name)
             self._polling.look_now()
@@ -167,6 +180,11 @@ class SnapshotReader:
             )
         return result
 
+    def announce_endpoint(self, endpoint: str | None) -> None:
+        """Tell the store where this reader answers control actions, if it announces itself at all."""
+        if self._announcer is not None:
+            self._announcer.reached_at(endpoint)
+
     @property
     def catalog(self) -> Catalog:
         """All loaded datasets in one SQL session."""
@@ -195,6 +213,8 @@ class SnapshotReader:
                 steps.callback(followed.close)
             if self._polling is not None:
                 steps.callback(self._polling.close)
+            if self._announcer is not None:
+                steps.callback(self._announcer.close)
 
     def __enter__(self) -> Self:
         return self
@@ -220,6 +240,12 @@ class SnapshotReader:
                 _log.warning("%s: nothing is loaded yet, it is tried again in %.1f s: %s", followed.name, pause, error)
             self._clock.wait(self._closed, pause)
             pause = min(pause * 2.0, _LONGEST_RETRY)
+
+    def _changed(self) -> None:
+        """What is served of a dataset is another generation, or nothing any more."""
+        self._catalog.renew()
+        if self._announcer is not None:
+            self._announcer.changed()
 
     def _check_open(self) -> None:
         if self._closed.is_set():

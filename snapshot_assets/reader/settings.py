@@ -82,6 +82,9 @@ class ReaderSettings:
         drain_policy: whether leases that outlive the drain timeout are only reported, or interrupted too.
         threads: how many datasets are refreshed side by side.
         catalog_config: DuckDB settings of the catalogue's sessions, such as `memory_limit` and `threads`.
+        announce_interval: seconds, or a `timedelta`, between two signs of life in the store, `readers/<id>.json`, by
+            which operators and retention know what this reader serves; each change is announced too. None: never.
+        cohort: the group that a rollout counts this reader to.
 
     Raises:
         ConfigurationError: a value is out of range or unknown.
@@ -100,6 +103,8 @@ class ReaderSettings:
     drain_policy: DrainPolicy = DrainPolicy.WAIT
     threads: int = 8
     catalog_config: Mapping[str, str | int | bool] = field(default_factory=dict)
+    announce_interval: float | None = 300.0
+    cohort: str | None = None
 
     def __init__(
         self,
@@ -117,6 +122,8 @@ class ReaderSettings:
         drain_policy: DrainPolicy | Literal["wait", "cancel"] = DrainPolicy.WAIT,
         threads: int = 8,
         catalog_config: Mapping[str, str | int | bool] | None = None,
+        announce_interval: float | timedelta | None = 300.0,
+        cohort: str | None = None,
     ) -> None:
         values = {
             "refresh_interval": _seconds("refresh_interval", refresh_interval),
@@ -131,6 +138,8 @@ class ReaderSettings:
             "drain_policy": _choice("drain_policy", drain_policy, DrainPolicy),
             "threads": _at_least_one("threads", threads),
             "catalog_config": dict(catalog_config or {}),
+            "announce_interval": _seconds("announce_interval", announce_interval),
+            "cohort": cohort,
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)

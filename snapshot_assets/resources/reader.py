@@ -48,14 +48,17 @@ class SnapshotReaderResource(dg.ConfigurableResource[Any]):
             DataDirBusy: another process uses the folder.
         """
         from snapshot_assets.reader.reader import SnapshotReader
+        from snapshot_assets.reader.settings import ReaderSettings
 
         store = self.store.open_store(read_only=True)
+        # It lives for a run: nobody rolls anything out to it, and what it reads lies on its own disk.
+        settings = ReaderSettings(announce_interval=None)
         if self.data_dir is not None:
-            with SnapshotReader(store, Path(self.data_dir)) as reader:
+            with SnapshotReader(store, Path(self.data_dir), settings) as reader:
                 yield reader
             return
         with (
             tempfile.TemporaryDirectory(prefix="snapshot-assets-") as folder,
-            SnapshotReader(store, Path(folder)) as reader,
+            SnapshotReader(store, Path(folder), settings) as reader,
         ):
             yield reader

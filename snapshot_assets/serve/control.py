@@ -40,6 +40,9 @@ class ServedReader(Protocol):
     def status(self) -> Mapping[str, DatasetStatus]:
         """What is served of each followed dataset."""
 
+    def announce_endpoint(self, endpoint: str | None) -> None:
+        """Tell the store where control actions are answered."""
+
 
 class Control:
     """The control actions of a node. Safe to call from several threads."""

@@ -190,6 +190,8 @@ class ReaderNode:
         for _ in self.datasets:
             while not self._stopping.is_set() and not self._first_attempts.acquire(timeout=0.2):
                 pass
+        if not self._stopping.is_set():
+            self._reader.announce_endpoint(self.flight_url)
         return self
 
     @property
@@ -228,6 +230,7 @@ class ReaderNode:
     def stop(self) -> None:
         """Not ready any more; finish what runs within `stop_timeout`, stop the rest, and end. Safe to call twice."""
         self._stopping.set()
+        self._reader.announce_endpoint(None)
         with self._stop_lock:
             if self._queries is not None:
                 self._queries.stop(self.settings.stop_timeout)

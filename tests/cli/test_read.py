@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 
 from snapshot_assets.cli.options import duration
 from snapshot_assets.cli.values import json_value, text_value
+from snapshot_assets.engines.cayenne import CayenneTable
 from tests.cli.conftest import Cli
 
 Build = Callable[[int], Path]
@@ -179,3 +181,30 @@ def test_lengths_of_time() -> None:
         604_800,
         1_209_600,
     ]
+
+
+def test_a_cayenne_dataset_is_pulled_into_a_metastore_in_use(cli: Cli, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    ids = pa.table({"id": [1, 2, 3]})
+    with (
+        CayenneTable.create(root, "stock", ids.schema) as stock,
+        CayenneTable.create(root, "planes", ids.schema) as planes,
+    ):
+        stock.append(ids)
+        planes.append(ids)
+        cli.json("publish", "stock", "--engine", "cayenne", "--path", root)
+        stock.append(ids)
+        metastore = root / "metadata" / "cayenne.db"
+        pulled = cli.json("pull", "stock", "--to", root, "--into-metastore", metastore)
+        assert pulled["snapshot_id"] == 0
+        assert (stock.count(), planes.count()) == (3, 3)
+        stock.append(ids)
+        assert stock.count() == 6
+    assert not list(root.glob(".building-*"))
+
+
+def test_only_a_cayenne_dataset_is_pulled_into_a_metastore(cli: Cli, orders: Build, tmp_path: Path) -> None:
+    cli.publish("orders", orders(3))
+    error = cli.json("pull", "orders", "--to", tmp_path / "x", "--into-metastore", tmp_path / "m.db", code=1)["error"]
+    assert (error["kind"], "has no metastore" in error["message"]) == ("ConfigurationError", True)
+    assert not (tmp_path / "x").exists()

@@ -28,7 +28,7 @@ from snapshot_assets.errors import (
 from snapshot_assets.failpoints import Failpoints
 from snapshot_assets.ids import new_incarnation_id, new_operation_id
 from snapshot_assets.model.dataset import Dataset
-from snapshot_assets.model.head import Head, head_key
+from snapshot_assets.model.head import Head, Status, head_key
 from snapshot_assets.model.manifest import data_prefix
 from snapshot_assets.model.sidecar import Sidecar, SidecarKind, sidecar_key
 from snapshot_assets.publish.heads import change_head
@@ -317,17 +317,35 @@ def sidecar_of(kind: SidecarKind, head: Head, **changes: object) -> Sidecar:
 def test_every_kind_of_sidecar_has_its_rows(store: SnapshotStore, dataset: Dataset) -> None:
     Publisher(store).publish(dataset)
     head = replace(store.head("orders"), epoch=3)
-    rows = {
+    now_ms = 1_000
+    gone: dict[str, object] = {"removes": (77,), "keys": ("data/orders/x",), "epoch": 2}
+    rows: dict[SidecarKind, list[tuple[dict[str, object], Head, Verdict]]] = {
         SidecarKind.PUBLISH: [
-            (sidecar_of(SidecarKind.PUBLISH, head, incarnation=new_incarnation_id()), Verdict.ORPHANED),
-            (sidecar_of(SidecarKind.PUBLISH, head, operation_id=head.snapshots[0].operation_id), Verdict.COMMITTED),
-            (sidecar_of(SidecarKind.PUBLISH, head, epoch=2), Verdict.UNDONE),
-            (sidecar_of(SidecarKind.PUBLISH, head), Verdict.IN_PROGRESS),
-        ]
+            ({"incarnation": new_incarnation_id()}, head, Verdict.ORPHANED),
+            ({"operation_id": head.snapshots[0].operation_id}, head, Verdict.COMMITTED),
+            ({"epoch": 2}, head, Verdict.UNDONE),
+            ({}, head, Verdict.IN_PROGRESS),
+        ],
+        SidecarKind.CLEANUP: [
+            ({"incarnation": new_incarnation_id()}, head, Verdict.ORPHANED),
+            ({"removes": (0,), "epoch": 2}, head, Verdict.DISCARDED),
+            ({"removes": (0,)}, head, Verdict.IN_PROGRESS),
+            ({**gone, "not_before_ms": now_ms + 1}, head, Verdict.WAITING),
+            ({**gone, "not_before_ms": now_ms + 1}, replace(head, status=Status.DROPPED), Verdict.FINISHING),
+            ({**gone, "not_before_ms": now_ms}, head, Verdict.FINISHING),
+            ({**gone, "removes": (), "epoch": 3, "not_before_ms": 0}, head, Verdict.FINISHING),
+        ],
+        SidecarKind.DROP: [
+            ({"incarnation": new_incarnation_id()}, head, Verdict.ORPHANED),
+            ({"epoch": 2}, replace(head, status=Status.SEALED), Verdict.IN_PROGRESS),
+            ({"epoch": 2}, replace(head, status=Status.DROPPED), Verdict.FINISHING),
+            ({"epoch": 2}, head, Verdict.DISCARDED),
+        ],
     }
     assert rows.keys() == set(SidecarKind)
-    for sidecar, verdict in (row for of_kind in rows.values() for row in of_kind):
-        assert classify(sidecar, head) is verdict
+    for kind, of_kind in rows.items():
+        for changes, found, verdict in of_kind:
+            assert classify(sidecar_of(kind, head, **changes), found, now_ms) is verdict, (kind, changes)
 
 
 def test_recovery_deletes_exactly_what_the_dead_operation_wrote(

@@ -81,6 +81,9 @@ class StandInReader:
         self.on_refresh(name)
         return RefreshResult("loaded", name, self.generations[name], 0)
 
+    def announce_endpoint(self, endpoint: str | None) -> None:
+        self.endpoint = endpoint
+
     def status(self) -> Mapping[str, DatasetStatus]:
         return {
             name: DatasetStatus(
