@@ -50,7 +50,10 @@ class LiveDatabase:
         self._writing = writing
 
     def connect(self) -> AbstractContextManager[Any]:
-        """A read-write connection of the engine's own type (DuckDBPyConnection, sqlite3.Connection); made if missing.
+        """A read-write connection of the engine's own type; the live database is made if it is missing.
+
+        DuckDB gives a `DuckDBPyConnection`, SQLite a `sqlite3.Connection`, Turso a `turso.Connection`, Cayenne a
+        `CayenneTable` and Lance a `LanceTable`.
 
         Raises:
             LiveDatabaseBusy: a program that does not know the write gate has it open.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from snapshot_assets.errors import (
     ConfigurationError,
@@ -36,6 +37,9 @@ class StagedCopy(Protocol):
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a statement, run on the staged copy, read-only."""
+
+
+_URL: Final = re.compile(r"[a-z][a-z0-9+.-]+:/")  # as a `Path`, a URL has one slash
 
 
 Validator = Callable[[StagedCopy], str | None] | str
@@ -87,8 +91,12 @@ class Dataset:
         text = str(path)
         if "\0" in text or not _is_utf8(text):
             raise UnsupportedLiveDatabase(f"{text!r} is not the path of a file", dataset=name)
-        if text in {"", "."} or ":memory:" in text or text.startswith("file:"):
-            raise UnsupportedEngine(f"{text!r} is not a database file, so it can not be captured", dataset=name)
+        if text in {"", "."} or ":memory:" in text or text.startswith("file:") or _URL.match(text):
+            raise UnsupportedEngine(
+                f"{text!r} is not a file or folder of this machine, so it can not be captured",
+                hint="Name the path of a database on a local disk.",
+                dataset=name,
+            )
         try:
             dump_document(properties or {})
         except ConfigurationError as error:

@@ -386,7 +386,9 @@ def test_a_name_that_does_not_is_refused(name: str) -> None:
         Dataset(name, "duckdb", "x.duckdb")
 
 
-@pytest.mark.parametrize("path", [":memory:", "", "file::memory:?cache=shared", "file:x.db"])
+@pytest.mark.parametrize(
+    "path", [":memory:", "", "file::memory:?cache=shared", "file:x.db", "s3://bucket/x.lance", "memory://x"]
+)
 def test_a_database_without_a_file_is_refused_when_it_is_declared(path: str) -> None:
     with pytest.raises(UnsupportedEngine):
         Dataset("orders", "sqlite", path)
