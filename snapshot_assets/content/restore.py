@@ -181,10 +181,10 @@ class _Restore:
         self.targets.copy(row.file, wanted.offset, plain, stretch.file, stretch.offset)
         return True
 
-    def _fill_from_span(self, wanted: _Wanted, data: bytes) -> _Filled:
+    def _fill_from_span(self, wanted: _Wanted, data: memoryview) -> _Filled:
         row, place = wanted.row, wanted.row.location
-        span = PackSpan(place.operation, place.pack, wanted.span[0], memoryview(data))
-        stored = span.data[len(data) - place.stored :]
+        span = PackSpan(place.operation, place.pack, wanted.span[0], data)
+        stored = data[len(data) - place.stored :]
         plain = self._packs.decode(stored, place)
         if row.kind != KIND_CHUNK_TABLE:
             if blake3(plain).digest() != row.digest:

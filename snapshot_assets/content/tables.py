@@ -52,8 +52,8 @@ class PackReader:
         """Where a pack lies."""
         return pack_key(self._dataset, self._incarnation, operation, pack)
 
-    def read(self, operation: str, pack: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (offset, length) of a pack.
+    def read(self, operation: str, pack: int, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """The bytes of each (offset, length) of a pack, as `Store.read_ranges` gives them.
 
         Raises:
             SnapshotDamaged: the pack is missing, or ends before a range does.

@@ -61,8 +61,11 @@ class Store(Protocol):
             DocumentDamaged: it is larger than `limit` bytes.
         """
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         """The bytes of each (offset, length), in the order asked for; gaps of up to 1 MiB are read through.
+
+        The views are of bytes that do not change, and may share memory, which is free when the last of them is gone:
+        whoever keeps one for long copies it.
 
         Raises:
             NotFound: there is no such object.

@@ -62,10 +62,10 @@ class LocalStore:
     def read_if_changed(self, key: str, token: str, *, limit: int = MAX_DOCUMENT_BYTES) -> Versioned | None:
         return self._read(key, token, limit)
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         with self._open(key) as (descriptor, status):
             check_ranges(key, ranges, status.st_size)
-            return [_read_exactly(descriptor, key, length, offset) for offset, length in ranges]
+            return [memoryview(_read_exactly(descriptor, key, length, offset)) for offset, length in ranges]
 
     def write_if_absent(self, key: str, data: bytes) -> str:
         return self._write(key, data, None)

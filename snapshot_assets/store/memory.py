@@ -51,8 +51,8 @@ class MemoryStore:
         check_size(key, len(found.data), limit)
         return Versioned(found.data, found.token)
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        data = self._get(key).data
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        data = memoryview(self._get(key).data)
         check_ranges(key, ranges, len(data))
         return [data[offset : offset + length] for offset, length in ranges]
 

@@ -23,7 +23,7 @@ from snapshot_assets.errors import AccessDenied, Conflict, DocumentDamaged, NotF
 from snapshot_assets.store.connect import Place
 from snapshot_assets.store.contract import MAX_DOCUMENT_BYTES, Listed, Versioned
 from snapshot_assets.store.keys import check_key, check_prefix, check_ranges, check_size, coalesce
-from snapshot_assets.store.parts import upload_in_parts
+from snapshot_assets.store.parts import PartUploads
 
 if TYPE_CHECKING:
     from obstore import GetResult, UpdateVersion
@@ -97,11 +97,11 @@ class ObjectStore:
                 return None
             return _versioned(key, found, limit)
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         check_key(key)
         # Ranges are joined here and not by obstore, which aborts by a panic when the object ends within a joint range.
         joint = list(coalesce([(offset, length) for offset, length in ranges if length]))
-        answers = [b""] * len(ranges)
+        answers = [memoryview(b"")] * len(ranges)
         try:
             with self._errors(key):
                 if not joint:
@@ -127,7 +127,7 @@ class ObjectStore:
             view = memoryview(data)
             for position in (positions[member] for member in members):
                 offset, length = ranges[position]
-                answers[position] = bytes(view[offset - start : offset - start + length])
+                answers[position] = view[offset - start : offset - start + length]
         return answers
 
     def write_if_absent(self, key: str, data: bytes) -> str:
@@ -165,7 +165,7 @@ class ObjectStore:
         """Create an object in parallel parts, whatever its size, if absent. Only on S3; elsewhere as `upload`."""
         check_key(key)
         if self._place.scheme == "s3":
-            upload_in_parts(self._place, key, source, timeout=self._transfer_timeout)
+            self._parts.upload(key, source)
         else:
             self.upload(key, source)
 
@@ -196,6 +196,10 @@ class ObjectStore:
     @cached_property
     def _bulk(self) -> S3Store | GCSStore | AzureStore:
         return self._place.client(self._transfer_timeout)
+
+    @cached_property
+    def _parts(self) -> PartUploads:
+        return PartUploads(self._place, self._transfer_timeout)
 
     def _size(self, key: str) -> int:
         with self._errors(key):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,47 +15,79 @@ from snapshot_assets.errors import AccessDenied, Conflict, StoreError, StoreUnav
 if TYPE_CHECKING:
     from snapshot_assets.store.connect import Place
 
-__all__ = ["PART_BYTES", "upload_in_parts"]
+__all__ = ["PART_BYTES", "PartUploads"]
 
 PART_BYTES: Final = 16 * 1024 * 1024
 _PARALLEL: Final = 4
+_CONNECTIONS: Final = 4 * _PARALLEL
 _MAX_PARTS: Final = 10_000
 
 _log = logging.getLogger(__name__)
 
 
-def upload_in_parts(place: Place, key: str, source: bytes | bytearray | memoryview | Path, *, timeout: float) -> None:
-    """Create an object from parallel parts, if absent; a failure removes the parts. Memory: four parts.
+class PartUploads:
+    """Uploads to one place; all share a client, which is made for the first of them: making one takes long.
 
-    Raises:
-        Conflict: the key exists; what is there was left as it is.
-        AccessDenied: the credentials do not permit it.
-        StoreUnavailable: the store did not answer; the object may or may not have been created.
+    Args:
+        place: the bucket and the prefix.
+        timeout: seconds for a request.
     """
-    size = source.stat().st_size if isinstance(source, Path) else len(source)
-    part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
-    target = {"Bucket": place.bucket, "Key": f"{place.prefix}/{key}" if place.prefix else key}
-    with _errors(place, key), contextlib.closing(_client(place, timeout)) as client:
-        upload = {**target, "UploadId": client.create_multipart_upload(**target)["UploadId"]}
 
-        def send(number: int) -> dict[str, Any]:
-            body = _part(source, number * part_bytes, part_bytes)
-            return {
-                "PartNumber": number + 1,
-                "ETag": client.upload_part(**upload, PartNumber=number + 1, Body=body)["ETag"],
-            }
+    def __init__(self, place: Place, timeout: float) -> None:
+        self._place = place
+        self._timeout = timeout
 
-        try:
-            threads = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="upload")
+    def upload(self, key: str, source: bytes | bytearray | memoryview | Path) -> None:
+        """Create an object from parallel parts, if absent; a failure removes the parts. Memory: four parts.
+
+        Raises:
+            Conflict: the key exists; what is there was left as it is.
+            AccessDenied: the credentials do not permit it.
+            StoreUnavailable: the store did not answer; the object may or may not have been created.
+        """
+        place = self._place
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
+        part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
+        target = {"Bucket": place.bucket, "Key": f"{place.prefix}/{key}" if place.prefix else key}
+        with _errors(place, key):
+            client = self._client
+            upload = {**target, "UploadId": client.create_multipart_upload(**target)["UploadId"]}
+
+            def send(number: int) -> dict[str, Any]:
+                body = _part(source, number * part_bytes, part_bytes)
+                return {
+                    "PartNumber": number + 1,
+                    "ETag": client.upload_part(**upload, PartNumber=number + 1, Body=body)["ETag"],
+                }
+
             try:
-                parts = list(threads.map(send, range(max(1, -(-size // part_bytes)))))
-            finally:
-                # No part may arrive after the removal below.
-                threads.shutdown(wait=True, cancel_futures=True)
-            client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
-        except BaseException:
-            _remove_parts(client, upload)
-            raise
+                threads = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="upload")
+                try:
+                    parts = list(threads.map(send, range(max(1, -(-size // part_bytes)))))
+                finally:
+                    # No part may arrive after the removal below.
+                    threads.shutdown(wait=True, cancel_futures=True)
+                client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+            except BaseException:
+                _remove_parts(client, upload)
+                raise
+
+    @cached_property
+    def _client(self) -> Any:
+        from botocore.config import Config
+
+        place = self._place
+        config = Config(
+            connect_timeout=min(5.0, self._timeout),
+            read_timeout=self._timeout,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=_CONNECTIONS,
+            # The signature covers the bytes, so every server checks them, also one that knows no newer checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"payload_signing_enabled": True, "addressing_style": "path" if place.endpoint else "auto"},
+        )
+        return place.boto3_session().client("s3", endpoint_url=place.endpoint, region_name=place.region, config=config)
 
 
 def _remove_parts(client: Any, upload: dict[str, str]) -> None:
@@ -65,22 +98,6 @@ def _remove_parts(client: Any, upload: dict[str, str]) -> None:
     except (BotoCoreError, ClientError) as error:
         if not isinstance(error, ClientError) or error.response["Error"].get("Code") != "NoSuchUpload":
             _log.warning("the parts of %s may be left in %s: %s", upload["Key"], upload["Bucket"], error)
-
-
-def _client(place: Place, timeout: float) -> Any:
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=min(5.0, timeout),
-        read_timeout=timeout,
-        retries={"total_max_attempts": 1},
-        max_pool_connections=_PARALLEL,
-        # The signature covers the bytes, so every server checks them, also one that knows no newer checksums.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"payload_signing_enabled": True, "addressing_style": "path" if place.endpoint else "auto"},
-    )
-    return place.boto3_session().client("s3", endpoint_url=place.endpoint, region_name=place.region, config=config)
 
 
 def _part(source: bytes | bytearray | memoryview | Path, offset: int, length: int) -> bytes:

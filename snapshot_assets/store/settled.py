@@ -53,7 +53,7 @@ class SettledStore:
     def read_if_changed(self, key: str, token: str, *, limit: int = MAX_DOCUMENT_BYTES) -> Versioned | None:
         return self._retried(lambda: self._inner.read_if_changed(key, token, limit=limit))
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         return self._retried(lambda: self._inner.read_ranges(key, ranges))
 
     def write_if_absent(self, key: str, data: bytes) -> str:

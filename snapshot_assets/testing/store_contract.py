@@ -108,6 +108,16 @@ class StoreContract:
         assert store.read_ranges("pack", []) == []
         assert store.read_ranges("pack", [(7, 0)]) == [b""]
 
+    def test_ranges_are_views_of_bytes_that_stay_as_they_were_read(self, store: Store) -> None:
+        store.write_if_absent("pack", b"content")
+        views = store.read_ranges("pack", [(0, 7), (3, 4), (2, 0)])
+        store.delete(["pack"])
+        store.write_if_absent("pack", b"another")
+        for view, expected in zip(views, (b"content", b"tent", b""), strict=True):
+            assert type(view) is memoryview
+            assert (view.format, view.ndim, view.nbytes, view.readonly) == ("B", 1, len(expected), True)
+            assert view.tobytes() == expected
+
     @pytest.mark.parametrize("reach", [(90, 11), (99, 2), (100, 1), (5000, 10), (3_000_000, 1)])
     def test_a_range_beyond_the_end_is_an_error_and_never_short_data(
         self, store: Store, reach: tuple[int, int]

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapshot_assets.content.base import Base
-from snapshot_assets.content.frames import FrameError, decode_frame, encode_frame
+from snapshot_assets.content.frames import CODEC_ZSTD, FrameError, decode_frame, encode_frame
 from snapshot_assets.content.index import ChunkTable, RootIndex
 from snapshot_assets.content.snapshot import Content
 from snapshot_assets.errors import SnapshotDamaged
@@ -218,3 +218,25 @@ def test_large_frames_are_told_by_samples_and_no_stretch_that_matters_escapes_th
         stored, codec = encode_frame(plain[:start] + bytes(stretch) + plain[start + stretch :])
         assert codec == 1
         assert len(stored) <= size * 0.95
+
+
+def _records(count: int) -> bytes:
+    """What hardly shrinks: noise between fields that repeat."""
+    return b"".join(b"a field " + noise(56, number) for number in range(count))
+
+
+def _lines(count: int) -> bytes:
+    """What shrinks well."""
+    return b"".join(b"%d;%x;shipped;paid;2024-05-%02d\n" % (n, n * 7919 % 65537, n % 28 + 1) for n in range(count))
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [_records(16_384), _lines(32_000), bytes(byte % 160 for byte in noise(1024 * 1024)), _lines(8000) + noise(600_000)],
+    ids=["records", "lines", "few values", "mixed"],
+)
+def test_a_frame_is_never_much_larger_than_level_one_makes_it(plain: bytes) -> None:
+    stored, codec = encode_frame(plain)
+    assert codec == CODEC_ZSTD
+    assert decode_frame(stored, len(plain), codec) == plain
+    assert len(stored) <= len(zstandard.ZstdCompressor(level=1).compress(plain)) * 1.03

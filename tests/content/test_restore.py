@@ -170,7 +170,7 @@ def test_a_store_that_does_not_answer_is_not_damage(publisher: Publisher, tmp_pa
     content = publisher.publish({"a": noise(MIB)}, SQLITE)
 
     class Gone(MemoryStore):
-        def read_ranges(self, key: str, ranges: object) -> list[bytes]:
+        def read_ranges(self, key: str, ranges: object) -> list[memoryview]:
             raise StoreUnavailable("gone")
 
     with pytest.raises(StoreUnavailable):

@@ -29,7 +29,7 @@ class CountingStore(MemoryStore):
 
     reads = 0
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
         self.reads += 1
         return super().read_ranges(key, ranges)
 
