@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +19,7 @@ from typer.main import get_command
 import snapshot_assets
 from snapshot_assets.cli.app import app
 from snapshot_assets.errors import SnapshotAssetsError
+from snapshot_assets.model import engines
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -208,10 +211,50 @@ def python_of(page: Path) -> str:
     return "\n".join(kept)
 
 
+ENGINE_GUIDE = DOCS / "guides/add-an-engine.md"
+
+
+def file_in(page: Path, name: str) -> str:
+    """The file that the blocks of this name on a page make together."""
+    blocks = re.findall(rf"^```python {re.escape(name)}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return "\n".join(blocks)
+
+
+@pytest.fixture
+def engine_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package of the guide to engines is installed."""
+    info = tmp_path / "site" / "feather_engine-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: feather-engine\nVersion: 1.0\n")
+    offered = re.findall(r'^feather = "(.+)"$', ENGINE_GUIDE.read_text(), flags=re.MULTILINE)
+    (info / "entry_points.txt").write_text(f"[{engines.ENTRY_POINTS}]\nfeather = {offered[0]}\n")
+    (info.parent / "feather_engine.py").write_text(file_in(ENGINE_GUIDE, "feather_engine.py"))
+    monkeypatch.syspath_prepend(info.parent)
+    engines._offered.cache_clear()
+    yield
+    sys.modules.pop("feather_engine", None)
+    engines._offered.cache_clear()
+
+
+def test_the_engine_of_the_guide_is_the_one_that_passes_the_contract() -> None:
+    folder = ROOT / "tests/engines"
+    tested = ast.parse((folder / "third_party/feather_engine.py").read_text()).body[1:]  # without the docstring
+    assert ast.dump(ast.Module(tested, [])) == ast.dump(ast.parse(file_in(ENGINE_GUIDE, "feather_engine.py")))
+    suites = (
+        (folder / "test_third_party_engine.py").read_text(),
+        file_in(ENGINE_GUIDE, "test_feather.py"),
+    )
+    one, other = (
+        [ast.dump(node) for node in ast.parse(suite).body if isinstance(node, ast.ClassDef)] for suite in suites
+    )
+    assert one == other != []
+
+
 RUNNABLE = [page for page in PAGES if python_of(page).strip()]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.usefixtures("engine_of_the_guide")
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SNAPSHOT_STORE", str(tmp_path / "store"))
@@ -222,3 +265,5 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
 def test_the_pages_that_promise_a_run_are_run() -> None:
     run = {str(page.relative_to(ROOT)) for page in RUNNABLE}
     assert {"README.md", "docs/getting-started.md", "docs/guides/dagster.md", "docs/guides/read-in-python.md"} <= run
+    assert {f"docs/guides/publish-{name}.md" for name in ("cayenne", "duckdb", "lance", "sqlite", "turso")} <= run
+    assert "docs/guides/add-an-engine.md" in run
