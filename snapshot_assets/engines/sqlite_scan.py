@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from snapshot_assets.engines.sql import quoted
+from snapshot_assets.engines.sqlite_filter import where_of
 from snapshot_assets.errors import ReaderError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class SQLiteTable(pyarrow.dataset.Dataset):  # type: ignore[misc]  # pyarrow has
 
     SQLite lets any column hold values of any type. Numbers in a text column are read as text, and anything in a binary
     column as bytes; a value that the column's type can not hold exactly ends the scan with an error, and is never
-    rounded, shortened or left out. Only the columns that a query needs are read.
+    rounded, shortened or left out. Only the columns that a query needs are read, and of a filter that SQLite
+    understands only its rows, by an index where there is one; values in other rows are then not looked at.
     """
 
     # pyarrow's own datasets can not be constructed; DuckDB calls the two members below and no other.
@@ -67,7 +69,7 @@ class SQLiteTable(pyarrow.dataset.Dataset):  # type: ignore[misc]  # pyarrow has
         """A new scan of the columns, of the rows for which the filter holds."""
         chosen = self._schema.names if columns is None else list(columns)
         schema = pa.schema([self._schema.field(name) for name in self._needed(chosen, filter)])
-        reader = pa.RecordBatchReader.from_batches(schema, self._batches(schema))
+        reader = pa.RecordBatchReader.from_batches(schema, self._batches(schema, where_of(filter, self._schema)))
         return pyarrow.dataset.Scanner.from_batches(reader, columns=chosen, filter=filter)
 
     def _needed(self, chosen: list[str], row_filter: Expression | None) -> list[str]:
@@ -84,12 +86,17 @@ class SQLiteTable(pyarrow.dataset.Dataset):  # type: ignore[misc]  # pyarrow has
             return list(self._schema.names)
         return needed
 
-    def _batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The rows in batches. A first row of known types, left out again, tells the driver what to expect."""
+    def _batches(self, schema: pa.Schema, where: str) -> Iterator[pa.RecordBatch]:
+        """The rows for which the condition holds, in batches.
+
+        A first row of known types, left out again, tells the driver what to expect.
+        """
         names = [quoted(name) for name in schema.names]
         seeds = ", ".join(f"{_SEEDS[field.type]} as {name}" for field, name in zip(schema, names, strict=True))
         values = ", ".join(_VALUES[field.type].format(name) for field, name in zip(schema, names, strict=True))
         sql = f"select {seeds} union all select {values} from {quoted(self._table)}"
+        if where:
+            sql += f" where {where}"
         with (
             adbc.connect(f"file:{quote(str(self._path))}?mode=ro&immutable=1") as connection,
             connection.cursor() as cursor,
