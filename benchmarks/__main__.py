@@ -20,12 +20,14 @@ from benchmarks.settings import Settings
 _MIB: Final = 1024 * 1024
 _BENCHMARKS: Final[Mapping[str, str]] = {
     "p1": "publishing",
+    "p2": "changing",
     "p3": "publishing",
     "p4": "fetching",
     "p5": "fetching",
     "p8": "reading",
     "p9": "reading",
     "p13": "starting",
+    "catalogue": "catalogue",
 }
 
 

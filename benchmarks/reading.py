@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from benchmarks.live import build_duckdb, build_sqlite
+from benchmarks.live import LIVE
 from benchmarks.measure import Report, Sample, alternate
 from benchmarks.settings import Settings
 from snapshot_assets.ids import new_incarnation_id
-from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import Head, head_key
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.reader.provider import SnapshotProvider
@@ -25,21 +24,20 @@ __all__ = ["p8", "p9"]
 
 _CALLS = 2_000
 _CHANGED = 100
+_ROWS = 20_000
 _THREADS = 16
 
 
 def p8(settings: Settings) -> Iterator[Report]:
     """A lease of a connection, beside the engine's own way to hand one out."""
     store = SnapshotStore.open(str(settings.scratch / "leases"))
-    datasets = {
-        "duckdb": Dataset("leased_duckdb", "duckdb", build_duckdb(settings.scratch / "leased.duckdb", 1024**2)),
-        "sqlite": Dataset("leased_sqlite", "sqlite", build_sqlite(settings.scratch / "leased.sqlite", 1024**2)),
-    }
-    for dataset in datasets.values():
-        Publisher(store).publish(dataset)
     with SnapshotReader(store, settings.scratch / "reader", ReaderSettings(refresh_interval=None)) as reader:
-        for engine, dataset in datasets.items():
-            provider = reader.follow(dataset.name, refresh=False)
+        for engine, kind in LIVE.items():
+            live = kind(settings.scratch / engine)
+            live.build(_ROWS)
+            with Publisher(store) as publisher:
+                publisher.publish(live.dataset)
+            provider = reader.follow(live.dataset.name, refresh=False)
             contenders = {"provider.connect()": _leases(provider), "the pool's own connection": _pool(provider)}
             samples = alternate(contenders, rounds=max(settings.rounds, 7))
             each = {name: [_per_call(sample) for sample in taken] for name, taken in samples.items()}
@@ -96,31 +94,31 @@ def _make_heads(store: SnapshotStore, names: list[str]) -> None:
         list(threads.map(make, names))
 
 
-def _poll(url: str, server: S3Server, names: list[str], *, changed: int) -> Callable[[], Mapping[str, str]]:
+def _poll(url: str, server: S3Server, names: list[str], *, changed: int) -> Callable[[], Mapping[str, float]]:
     counted = FaultStore(open_objects(url, server.options))
     store = SnapshotStore.over(counted, read_only=True)
     known = store.heads()
 
-    def poll() -> Mapping[str, str]:
+    def poll() -> Mapping[str, float]:
         before = counted.count()
         found = store.heads()
         assert all(found[name] == known[name] for name in names)
         if changed:
             with ThreadPoolExecutor(_THREADS) as threads:
                 assert all(threads.map(store.read_head, names[:changed]))
-        return {"calls of the store": str(counted.count() - before)}
+        return {"calls of the store": counted.count() - before}
 
     return poll
 
 
-def _ask_each(url: str, server: S3Server, names: list[str]) -> Callable[[], Mapping[str, str]]:
+def _ask_each(url: str, server: S3Server, names: list[str]) -> Callable[[], Mapping[str, float]]:
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     client = server.client()
 
-    def ask() -> Mapping[str, str]:
+    def ask() -> Mapping[str, float]:
         with ThreadPoolExecutor(_THREADS) as threads:
             keys = [f"{prefix}/{head_key(name)}" for name in names]
             list(threads.map(lambda key: client.head_object(Bucket=bucket, Key=key), keys))
-        return {"calls of the store": str(len(names))}
+        return {"calls of the store": len(names)}
 
     return ask
