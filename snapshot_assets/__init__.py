@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from snapshot_assets.model.dataset import Dataset
     from snapshot_assets.model.head import Head
     from snapshot_assets.publish.publisher import Publisher, PublishResult
+    from snapshot_assets.reader.handoff import FormatCheck, Generation, IndexHandoff, StreamHandoff
     from snapshot_assets.reader.reader import SnapshotReader
     from snapshot_assets.reader.settings import ReaderSettings, RefreshResult
     from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = [
     "Dataset",
+    "FormatCheck",
+    "Generation",
     "Head",
+    "IndexHandoff",
     "Maintenance",
     "PublishResult",
     "Publisher",
@@ -30,13 +34,17 @@ __all__ = [
     "SnapshotAssetsError",
     "SnapshotReader",
     "SnapshotStore",
+    "StreamHandoff",
 ]
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "Dataset": "model.dataset",
+    "FormatCheck": "reader.handoff",
+    "Generation": "reader.handoff",
     "Head": "model.head",
+    "IndexHandoff": "reader.handoff",
     "Maintenance": "maintenance.maintenance",
     "PublishResult": "publish.publisher",
     "Publisher": "publish.publisher",
@@ -45,6 +53,7 @@ _ROOMS = {
     "SnapshotAssetsError": "errors",
     "SnapshotReader": "reader.reader",
     "SnapshotStore": "store.snapshot_store",
+    "StreamHandoff": "reader.handoff",
 }
 
 

@@ -32,8 +32,10 @@ The tree, grouped by what the caller can do about it:
         EngineMismatch
         IncarnationChanged
         RecoveryRequired
+        Aborted
       ReaderError                   a reader; what it served before, it goes on serving
         SchemaIncompatible
+        HandoffFailed
         EngineTooOld
         SnapshotDamaged
         DataDirBusy
@@ -62,6 +64,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "Aborted",
     "AccessDenied",
     "CaptureError",
     "ConfigurationError",
@@ -75,6 +78,7 @@ __all__ = [
     "DocumentDamaged",
     "EngineMismatch",
     "EngineTooOld",
+    "HandoffFailed",
     "IncarnationChanged",
     "InconsistentSnapshotSettings",
     "InvalidDatasetName",
@@ -328,6 +332,12 @@ class RecoveryRequired(PublishError):
     default_hint = "Publish again: the next writer settles the named operation first."
 
 
+class Aborted(PublishError):
+    """The writing was aborted by its own program; nothing of it became visible."""
+
+    default_hint = "Publish again; the next writer settles what this one left."
+
+
 class ReaderError(SnapshotAssetsError):
     """A reader; whatever it served before, it goes on serving."""
 
@@ -336,6 +346,13 @@ class SchemaIncompatible(ReaderError):
     """The new snapshot's schema does not fit what this reader accepts; nothing was downloaded."""
 
     default_hint = "Change the reader's schema policy, or roll the dataset back."
+
+
+class HandoffFailed(ReaderError):
+    """What is kept beside the data did not pass to the new generation. `outcomes` has one entry a hand-off."""
+
+    default_hint = "Repair the hand-off that the message names, or remove it; every later refresh tries again."
+    outcomes: tuple[Any, ...] = ()
 
 
 class EngineTooOld(ReaderError):

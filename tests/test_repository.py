@@ -76,7 +76,10 @@ def test_importing_the_package_takes_under_150_ms() -> None:
 def test_the_public_names_are_these_and_all_of_them_load() -> None:
     assert snapshot_assets.__all__ == [
         "Dataset",
+        "FormatCheck",
+        "Generation",
         "Head",
+        "IndexHandoff",
         "Maintenance",
         "PublishResult",
         "Publisher",
@@ -85,6 +88,7 @@ def test_the_public_names_are_these_and_all_of_them_load() -> None:
         "SnapshotAssetsError",
         "SnapshotReader",
         "SnapshotStore",
+        "StreamHandoff",
     ]
     for name in snapshot_assets.__all__:
         assert getattr(snapshot_assets, name).__name__ == name

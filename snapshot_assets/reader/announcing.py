@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from snapshot_assets.clock import Clock
-from snapshot_assets.errors import AccessDenied, Conflict, NotFound, StoreError
-from snapshot_assets.ids import new_ulid
+from snapshot_assets.errors import AccessDenied, Conflict, DocumentDamaged, NotFound, StoreError
+from snapshot_assets.ids import new_ulid, ulid_to_bytes
 from snapshot_assets.model.announcement import Announced, Announcement, announcement_key
 from snapshot_assets.reader.data_dir import replace_file
 from snapshot_assets.reader.status import DatasetStatus
@@ -20,21 +20,35 @@ __all__ = ["Announcer", "reader_id_of"]
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_END: Final = 2.0
+"""Seconds that the end of a reader waits for a store that does not answer."""
+
 _LEAST_PAUSE: Final = 1.0
 """Seconds between two announcements at least: datasets that swap together are announced together."""
 
 
 def reader_id_of(data_dir: Path) -> str:
-    """The id of the reader that owns a data folder: made once, the same across restarts. The folder is locked."""
+    """The id of the reader that owns a data folder, which is locked: made once, and the same across restarts.
+
+    A file that can not be read or written costs the id, and nothing else.
+    """
     path = data_dir / ".reader_id"
     try:
-        found = path.read_text().strip()
+        found = path.read_bytes().decode(errors="replace").strip()
+        ulid_to_bytes(found)
     except FileNotFoundError:
-        found = ""
-    if not found:
-        found = new_ulid()
-        replace_file(path, found.encode())
-    return found
+        pass
+    except (OSError, DocumentDamaged) as error:
+        _log.warning("the id of this reader can not be read from %s, it gets another one: %s", path, error)
+    else:
+        return found
+    made = new_ulid()
+    try:
+        replace_file(path, made.encode())
+    except OSError as error:
+        # On a full disk what is there is served all the same.
+        _log.warning("the id of this reader is not written down, the next start gets another one: %s", error)
+    return made
 
 
 class Announcer:
@@ -63,6 +77,7 @@ class Announcer:
         self._cohort = cohort
         self._clock = clock
         self._token: str | None = None
+        self._left = False
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="announcing", daemon=True)
@@ -78,10 +93,14 @@ class Announcer:
         self._wake.set()
 
     def close(self) -> None:
-        """End, and take the announcement back."""
+        """End, and take the announcement back, unless the store takes longer than a moment: it is left behind then."""
         self._stopped.set()
         self._wake.set()
-        self._thread.join()
+        self._thread.join(_LONGEST_END)
+        if self._thread.is_alive():
+            # The next reader of this data folder has the same announcement; it is not this one's to delete any more.
+            self._left = True
+            _log.warning("the store does not answer; the announcement of this reader is left behind")
 
     def _run(self) -> None:
         while not self._clock.wait(self._stopped, _LEAST_PAUSE):
@@ -94,7 +113,7 @@ class Announcer:
             except StoreError as error:
                 _log.warning("this reader is not announced now: %s", error)
             self._clock.wait(self._wake, self._interval)
-        if self._token is not None:
+        if self._token is not None and not self._left:
             try:
                 self._objects.delete([self._key])
             except StoreError as error:

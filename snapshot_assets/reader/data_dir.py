@@ -62,6 +62,9 @@ class DataDirLock:
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{self._pid}\n".encode(), 0)
         except OSError as error:
+            if is_full(error):
+                # The pid is for people; what is in the folder can be served without a free byte.
+                return
             self.release()
             raise ConfigurationError(f"the data folder {str(data_dir)!r} can not be used: {error}") from error
 

@@ -13,15 +13,18 @@ from typing import Final, Literal
 from snapshot_assets.clock import Clock
 from snapshot_assets.errors import (
     DocumentDamaged,
+    HandoffFailed,
     NotFound,
     ReaderError,
     SnapshotAssetsError,
     SnapshotDamaged,
+    SnapshotMissing,
 )
 from snapshot_assets.failpoints import REFRESH_AFTER_STATE, REFRESH_AFTER_SWAP, Failpoints
 from snapshot_assets.model.head import Head, SnapshotEntry, Status
 from snapshot_assets.model.schema import TableSchema
 from snapshot_assets.reader.data_dir import disk_errors
+from snapshot_assets.reader.dispatching import ReloadDispatcher
 from snapshot_assets.reader.drain import Drains
 from snapshot_assets.reader.fetch import Obtained, obtain_copy
 from snapshot_assets.reader.local_copy import DatasetFolder, LocalCopy, LocalState, copy_name
@@ -58,6 +61,26 @@ class ReaderParts:
     on_change: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    """The snapshot to hold; of the incarnation that it was first found in, once it was found."""
+
+    snapshot_id: int
+    incarnation: str | None = None
+
+    def holds(self, incarnation: str, snapshot_id: int) -> bool:
+        return self.snapshot_id == snapshot_id and self.incarnation in (None, incarnation)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What to load, and as which generation."""
+
+    entry: SnapshotEntry
+    generation: int
+    pinned: bool = False
+
+
 class FollowedDataset:
     """One dataset of a reader. Refreshes are serialized; status and provider can be used meanwhile."""
 
@@ -67,12 +90,16 @@ class FollowedDataset:
         self.folder = DatasetFolder(path, keep=parts.settings.keep_local)
         self.token: str | None = None
         self.starting = threading.Lock()
+        self.dispatcher = ReloadDispatcher(name, lambda: self.provider.serving, parts.clock)
         self._parts = parts
         self._lock = threading.Lock()
         self._recovered = False
         self._closed = False
         self._outcome = Outcome("waiting")
         self._head_generation: int | None = None
+        self._head_current: tuple[str, int | None] | None = None
+        pin = parts.settings.pins.get(name)
+        self._pin = None if pin is None else _Pin(pin)
         self._floor = 0
         self._swaps: deque[Swap] = deque(maxlen=_REMEMBERED_SWAPS)
         self._warned_of: tuple[int | None, ...] = ()
@@ -84,6 +111,7 @@ class FollowedDataset:
 
         Raises:
             EngineTooOld: this process's engine can not read it.
+            HandoffFailed: what is kept beside it does not open.
             ReaderError: the reader is closed.
             UnsupportedFormatVersion: a newer version of this package wrote the folder; nothing of it was changed.
             ReaderError: the operating system or the engine refuses something now; nothing that is whole was removed.
@@ -100,8 +128,11 @@ class FollowedDataset:
             self.folder.recover()
             if state is not None:
                 self._floor = state.generation
+                if self._pin is not None and state.pinned and self._pin.snapshot_id == state.snapshot_id:
+                    self._pin = _Pin(state.snapshot_id, state.incarnation)
                 self._serve_again(state)
             self._recovered = True
+            self.dispatcher.resume()
 
     def _serve_again(self, state: LocalState) -> None:
         name = copy_name(state.incarnation, state.snapshot_id)
@@ -109,7 +140,7 @@ class FollowedDataset:
         if copy is None:
             return
         try:
-            self._serve(copy, state.generation)
+            self._serve(copy, state.generation, pinned=state.pinned)
         except SnapshotDamaged as error:
             _log.warning("%s: the local copy is removed and fetched again", error)
         else:
@@ -125,21 +156,44 @@ class FollowedDataset:
             fall_back: load an older snapshot when the current one is damaged, whatever the settings say.
         """
         with self._lock:
-            self._parts.check_open()
-            started = self._parts.clock.monotonic()
-            fall_back = fall_back or self._parts.settings.on_damage is OnDamage.FALLBACK
+            return self._refresh(fall_back=fall_back)
+
+    def pin(self, snapshot_id: int | None) -> RefreshResult:
+        """Hold a snapshot, or none; what `SnapshotReader.pin` does. If it fails, what was held before is."""
+        with self._lock:
+            before, self._pin = self._pin, None if snapshot_id is None else _Pin(snapshot_id)
+            self.token = None
             try:
-                with disk_errors("the refresh failed", self.name, self.folder.path):
-                    result, outcome = self._attempt(started, fall_back=fall_back)
-                    # What an earlier refresh could not write down, though there was nothing to do in this one.
-                    self._write_state()
-            except SnapshotAssetsError as error:
-                error.dataset = error.dataset or self.name
-                self.token = None
-                self._outcome = replace(self._outcome, error=self._failure(error), failed=True)
+                return self._refresh(fall_back=False)
+            except BaseException:
+                if not self._is_as_pinned:
+                    self._pin = before
                 raise
-            self._outcome = outcome
-            return replace(result, seconds=self._parts.clock.monotonic() - started)
+
+    def _refresh(self, *, fall_back: bool) -> RefreshResult:
+        self._parts.check_open()
+        started = self._parts.clock.monotonic()
+        fall_back = fall_back or self._parts.settings.on_damage is OnDamage.FALLBACK
+        try:
+            with disk_errors("the refresh failed", self.name, self.folder.path):
+                result, outcome = self._attempt(started, fall_back=fall_back)
+                # What an earlier refresh could not write down, though there was nothing to do in this one.
+                self._write_state()
+        except BaseException as error:
+            self.token = None
+            self.dispatcher.resume()
+            if isinstance(error, SnapshotAssetsError):
+                error.dataset = error.dataset or self.name
+                self._outcome = replace(self._outcome, error=self._failure(error), failed=True)
+            if isinstance(error, HandoffFailed):
+                error.outcomes = self.dispatcher.outcomes()
+            raise
+        self._outcome = outcome
+        if self.dispatcher.resume() or result.outcome == "loaded":
+            result = replace(result, handoffs=self.dispatcher.outcomes())
+        if self.dispatcher.waits:
+            self.token = None
+        return replace(result, seconds=self._parts.clock.monotonic() - started)
 
     def note_look(self, *, absent: bool = False, error: SnapshotAssetsError | None = None) -> None:
         """Note what a look at all heads told: this one is unchanged, absent, or could not be looked at.
@@ -173,16 +227,17 @@ class FollowedDataset:
         self.token = None
         for _ in range(_MOST_RESTARTS):
             head, token = found
-            result = self._unless_newer(head)
-            if result is None:
-                assert head.current is not None
+            chosen = self._choose(head)
+            if isinstance(chosen, RefreshResult):
+                result = chosen
+            else:
                 try:
-                    result = self._load(head, head.current, head.generation, started)
+                    result = self._load(head, chosen, started)
                 except SnapshotDamaged as damage:
                     found = store.read_head(self.name)
                     if found[0].generation != head.generation:
                         continue
-                    if not fall_back:
+                    if chosen.pinned or not fall_back:
                         raise
                     return self._fall_back(head, damage, started), Outcome("loaded", self._failure(damage))
             if self._has_all_of(head):
@@ -193,11 +248,16 @@ class FollowedDataset:
             hint="Publish less often than a refresh takes, or keep more snapshots.",
         )
 
-    def _unless_newer(self, head: Head) -> RefreshResult | None:
-        """The result, if there is nothing to load; none if what the head calls current is to be loaded."""
+    def _choose(self, head: Head) -> RefreshResult | _Wanted:
+        """The result, if there is nothing to load; else what is to be loaded."""
         self._head_generation = head.generation
+        self._head_current = head.incarnation, head.current_snapshot_id
+        if self._pin is not None and head.status is not Status.DROPPED:
+            return self._choose_pinned(head, self._pin)
         serving = self.provider.serving
-        if serving is not None and head.generation <= serving.current.generation:
+        # What a pin chose was not the head's choice under that generation: without the pin, the head's is served.
+        released = serving is not None and serving.current.pinned and serving.current.generation == head.generation
+        if serving is not None and head.generation <= serving.current.generation and not released:
             if not self._serves(head, head.current_snapshot_id):
                 self._warn_of_return(head, serving.current)
             return self._result("not_modified")
@@ -212,11 +272,36 @@ class FollowedDataset:
                 self._unload()
             return self._result("not_modified" if self.provider.serving else "waiting")
         if serving is not None and self._serves(head, head.current_snapshot_id):
-            self._floor = head.generation
-            serving.current = replace(serving.current, generation=head.generation)
-            self._parts.on_change()
-            return self._result("noted")
-        return None
+            return self._note(replace(serving.current, generation=head.generation, pinned=False))
+        return _Wanted(head.current, head.generation)
+
+    def _choose_pinned(self, head: Head, pin: _Pin) -> RefreshResult | _Wanted:
+        """What the pin says: it is held through all that happens to the head, and is loaded if the head lists it.
+
+        It is served under the head's generation at that moment, and never under a lower one than was served before.
+        """
+        serving = self.provider.serving
+        if serving is not None and pin.holds(serving.current.incarnation, serving.current.snapshot_id):
+            held = replace(serving.current, pinned=True)
+            if self._serves(head, head.current_snapshot_id):
+                held = replace(held, generation=max(held.generation, head.generation))
+            if pin.incarnation is not None or serving.current.incarnation == head.incarnation:
+                self._pin = replace(pin, incarnation=held.incarnation)
+                return self._result("not_modified") if held == serving.current else self._note(held)
+        entry = head.entry(pin.snapshot_id)
+        if entry is None or not pin.holds(head.incarnation, pin.snapshot_id):
+            raise SnapshotMissing(
+                f"this reader is to hold snapshot {pin.snapshot_id} of {self.name!r}, and the head does not list it",
+                hint="Pin one that is listed, or none.",
+            )
+        return _Wanted(entry, max(head.generation, self._floor), pinned=True)
+
+    def _note(self, current: Current) -> RefreshResult:
+        serving = self.provider.find()
+        self._floor = current.generation
+        serving.current = current
+        self._parts.on_change()
+        return self._result("noted")
 
     def _warn_of_return(self, head: Head, current: Current) -> None:
         seen = (head.generation, head.current_snapshot_id, current.generation, current.snapshot_id)
@@ -244,7 +329,7 @@ class FollowedDataset:
             if self._serves(head, entry.snapshot_id):
                 raise damage
             try:
-                result = self._load(head, entry, generation, started)
+                result = self._load(head, _Wanted(entry, generation), started)
             except SnapshotDamaged as error:
                 _log.warning("%s: snapshot %d is damaged too: %s", self.name, entry.snapshot_id, error)
                 continue
@@ -254,15 +339,17 @@ class FollowedDataset:
 
     # Load and swap.
 
-    def _load(self, head: Head, entry: SnapshotEntry, generation: int, started: float) -> RefreshResult:
-        self._check_schema(head.tables(entry.schema_id))
+    def _load(self, head: Head, wanted: _Wanted, started: float) -> RefreshResult:
+        self._check_schema(head.tables(wanted.entry.schema_id))
         parts = self._parts
-        obtained = obtain_copy(parts.store.objects, self.folder, head, entry, parts.failpoints, parts.check_open)
-        current = self._serve(obtained.copy, generation)
+        obtained = obtain_copy(parts.store.objects, self.folder, head, wanted.entry, parts.failpoints, parts.check_open)
+        current = self._serve(obtained.copy, wanted.generation, pinned=wanted.pinned)
+        if wanted.pinned:
+            self._pin = _Pin(current.snapshot_id, current.incarnation)
         parts.on_change()
         seconds = parts.clock.monotonic() - started
         bytes_moved = obtained.fetched_bytes, obtained.reused_bytes
-        self._swaps.append(Swap(generation, current.snapshot_id, current.loaded_at_ms, seconds, *bytes_moved))
+        self._swaps.append(Swap(wanted.generation, current.snapshot_id, current.loaded_at_ms, seconds, *bytes_moved))
         try:
             parts.failpoints.hit(REFRESH_AFTER_SWAP)
             self._write_state()
@@ -282,10 +369,11 @@ class FollowedDataset:
         if accepted is not None:
             check_schema(self.name, accepted, offered, settings.schema_policy)
 
-    def _serve(self, copy: LocalCopy, generation: int) -> Current:
-        """Open a local copy, whose use passes on from the caller, try it, and swap to it.
+    def _serve(self, copy: LocalCopy, generation: int, *, pinned: bool) -> Current:
+        """Open a local copy, whose use passes on from the caller, try it, hand over to it, and swap to it.
 
-        A copy that is damaged is deleted, unless somebody else still uses it.
+        A copy that is damaged is deleted, unless somebody else still uses it; one that the hand-offs do not agree to
+        stays warm.
         """
         try:
             # By the copy's name: a copy that still drains is the same DuckDB instance, and must have the same settings.
@@ -296,24 +384,32 @@ class FollowedDataset:
         except BaseException:
             self.folder.give_back(copy.name)
             raise
-        current = Current(generation, copy.entry.snapshot_id, copy.incarnation, self._parts.clock.now_ms())
-        old = self.provider.swap(Serving(copy, pool, current))
-        self._floor = generation
-        if old is not None:
-            self._drain(old, keep=None)
+        current = Current(generation, copy.entry.snapshot_id, copy.incarnation, self._parts.clock.now_ms(), pinned)
+        old, new = self.provider.serving, Serving(copy, pool, current)
+        try:
+            with self.dispatcher.around_swap(old, new):
+                self._parts.check_open()
+                self.provider.swap(new)
+                self._floor = generation
+        finally:
+            unserved = old if self.provider.serving is new else new
+            if unserved is not None:
+                self._drain(unserved, keep=None)
         return current
 
     def _drain(self, old: Serving, keep: int | None) -> None:
         """Let go of what was served; `keep` is for the local copies that stay when it has ended."""
 
         def put_away() -> None:
+            self.dispatcher.released(old)
             self.put_back(old.copy, keep)
 
         self._parts.registry.invalidate_file_instance(old.copy.files)
         self._parts.drains.add(old, put_away)
 
     def _unload(self) -> None:
-        old = self.provider.swap(None)
+        with self.dispatcher.around_end():
+            old = self.provider.swap(None)
         if old is not None:
             self._drain(old, keep=0)
             self._parts.on_change()
@@ -325,7 +421,9 @@ class FollowedDataset:
         if serving is not None:
             current = serving.current
             with disk_errors("what is served is not written down", self.name, self.folder.path):
-                self.folder.write_state(LocalState(current.incarnation, current.generation, current.snapshot_id))
+                self.folder.write_state(
+                    LocalState(current.incarnation, current.generation, current.snapshot_id, current.pinned)
+                )
 
     def put_back(self, copy: LocalCopy, keep: int | None = None) -> None:
         """End a use of a local copy; copies that are neither warm nor in use any more are deleted."""
@@ -337,10 +435,15 @@ class FollowedDataset:
     # What is told.
 
     def _serves(self, head: Head, snapshot_id: int | None) -> bool:
+        """Whether a snapshot of the head is what is served; a store that was set back may have others of its number."""
         serving = self.provider.serving
-        return serving is not None and (serving.current.incarnation, serving.current.snapshot_id) == (
-            head.incarnation,
-            snapshot_id,
+        if serving is None or snapshot_id is None:
+            return False
+        entry = head.entry(snapshot_id)
+        return (
+            (serving.current.incarnation, serving.current.snapshot_id) == (head.incarnation, snapshot_id)
+            and entry is not None
+            and entry.manifest_digest == serving.copy.entry.manifest_digest
         )
 
     def _found_in(self, head: Head) -> Literal["loaded", "waiting", "dropped"]:
@@ -352,7 +455,33 @@ class FollowedDataset:
         """Whether there is nothing left to do until the head changes, so that its token may be remembered."""
         if self.provider.serving is None:
             return head.status is Status.DROPPED or head.current is None
+        if self._pin is not None:
+            return head.status is Status.DROPPED or self._is_as_pinned
         return self._serves(head, head.current_snapshot_id)
+
+    @property
+    def _is_as_pinned(self) -> bool:
+        """Whether what is served is what the pin says; without one, whether no earlier one holds it."""
+        serving = self.provider.serving
+        if self._pin is None:
+            return serving is None or not serving.current.pinned
+        if serving is None:
+            return False
+        current = serving.current
+        return current.pinned and self._pin.holds(current.incarnation, current.snapshot_id)
+
+    @property
+    def needs_pin(self) -> bool:
+        """Whether a pin waits for a refresh to load what it holds."""
+        return self._pin is not None and not self._is_as_pinned
+
+    @property
+    def held_back(self) -> bool:
+        """Whether a pin keeps what the head called current, when it was last looked at, from being served."""
+        serving = self.provider.serving
+        if serving is None or not serving.current.pinned:
+            return False
+        return (serving.current.incarnation, serving.current.snapshot_id) != self._head_current
 
     def _result(
         self, outcome: Literal["loaded", "not_modified", "waiting", "noted"], obtained: Obtained | None = None
@@ -375,7 +504,8 @@ class FollowedDataset:
             dataset=self.name,
             state=self._outcome.state,
             current=serving.current if serving else None,
-            age_seconds=(now_ms - serving.copy.entry.committed_at_ms) / 1000 if serving else None,
+            # A clock that was set back does not make what is served come from the future.
+            age_seconds=max(now_ms - serving.copy.entry.committed_at_ms, 0) / 1000 if serving else None,
             head_generation=self._head_generation,
             leases=serving.leases if serving else 0,
             draining=tuple(
@@ -387,12 +517,15 @@ class FollowedDataset:
             if serving
             else {},
             local_copies=self.folder.names(),
+            pin=None if self._pin is None else self._pin.snapshot_id,
+            handoffs=self.dispatcher.outcomes(),
         )
 
     def close(self) -> None:
         """Give no more leases; the pool is closed when the last one has ended. Waits for a refresh under way."""
         with self._lock:
             self._closed = True
-            old = self.provider.close()
+            with self.dispatcher.around_end(closed=True):
+                old = self.provider.close()
             if old is not None:
                 self._drain(old, keep=None)

@@ -47,11 +47,12 @@ def copy_name(incarnation: str, snapshot_id: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LocalState:
-    """What is served, as `state.json` says it."""
+    """What is served, as `state.json` says it; `pinned` when a pin chose the snapshot."""
 
     incarnation: str
     generation: int
     snapshot_id: int
+    pinned: bool = False
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> LocalState:
@@ -62,12 +63,18 @@ class LocalState:
             DocumentDamaged: it breaks a rule of the format.
         """
         document = parse_document(data, where)
-        return cls(document.text("incarnation"), document.count("generation"), document.count("snapshot_id"))
+        return cls(
+            document.text("incarnation"),
+            document.count("generation"),
+            document.count("snapshot_id"),
+            "pinned" in document.rest and document.flag("pinned"),
+        )
 
     def to_bytes(self) -> bytes:
         """The document as it is written."""
         return dump_document(
             {"incarnation": self.incarnation, "generation": self.generation, "snapshot_id": self.snapshot_id}
+            | ({"pinned": True} if self.pinned else {})
         )
 
 
@@ -148,6 +155,15 @@ class LocalCopy:
         except _MISSING as error:
             raise SnapshotDamaged(f"the local copy {self.folder} has no index: {error}") from error
         return Content.parse(self.manifest_bytes, index_bytes, str(self.folder / "snapshot.json"))
+
+    def check_dataset(self, dataset: str) -> None:
+        """Check that it is a copy of this dataset: somebody may have moved folders.
+
+        Raises:
+            SnapshotDamaged: it is one of another.
+        """
+        if self.manifest.dataset != dataset:
+            raise SnapshotDamaged(f"the local copy {self.folder} is one of {self.manifest.dataset!r}")
 
     def check_sizes(self) -> None:
         """Check that every file is there with its size.
@@ -279,6 +295,7 @@ class DatasetFolder:
             self._uses[name] = self._uses.get(name, 0) + 1
         try:
             copy = LocalCopy.read(self.path / name, manifest_digest)
+            copy.check_dataset(self.path.name)
             copy.check_sizes()
             if digests:
                 copy.check_digests()

@@ -5,29 +5,34 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Literal, Self, TypeVar, overload
 
-from snapshot_assets.clock import SYSTEM_CLOCK, Clock
+from snapshot_assets.clock import SYSTEM_CLOCK, Clock, in_seconds
 from snapshot_assets.errors import ConfigurationError, NotLoaded, ReaderError, SnapshotAssetsError
 from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
 from snapshot_assets.ids import check_dataset_name
 from snapshot_assets.reader.announcing import Announcer, reader_id_of
 from snapshot_assets.reader.catalog import Catalog
 from snapshot_assets.reader.data_dir import DataDirLock, fresh_folder
+from snapshot_assets.reader.dispatching import Kept, KeptIndex, KeptStream
 from snapshot_assets.reader.drain import Drains
 from snapshot_assets.reader.followed import FollowedDataset, ReaderParts
+from snapshot_assets.reader.handoff import FormatCheck, IndexHandoff, OnDrainTimeout, StreamHandoff
 from snapshot_assets.reader.polling import Polling
 from snapshot_assets.reader.provider import SnapshotProvider
 from snapshot_assets.reader.registry import PoolRegistry
-from snapshot_assets.reader.settings import OnBootstrapFailure, ReaderSettings, RefreshResult
+from snapshot_assets.reader.settings import OnBootstrapFailure, ReaderSettings, RefreshResult, snapshot_number
 from snapshot_assets.reader.status import DatasetStatus
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["SnapshotReader"]
 
 _log = logging.getLogger(__name__)
+
+Handle = TypeVar("Handle")
 
 _FIRST_RETRY: Final = 0.5
 _LONGEST_RETRY: Final = 30.0
@@ -126,17 +131,14 @@ class SnapshotReader:
                 followed then.
             ReaderError: this reader is closed.
         """
-        check_dataset_name(name)
-        with self._lock:
-            self._check_open()
-            followed = self._known.get(name)
-            if followed is None:
-                followed = self._known[name] = FollowedDataset(name, self.data_dir / name, self._parts)
+        followed = self._know(name)
         with followed.starting:
             if name not in self._followed:
                 followed.recover()
                 if followed.provider.serving is None:
                     self._bootstrap(followed)
+                elif followed.needs_pin:
+                    self._take_pinned(followed)
                 self._followed[name] = followed
                 self._changed()
         if refresh and self._polling is not None:
@@ -157,20 +159,26 @@ class SnapshotReader:
             SchemaIncompatible: the new schema is not acceptable; nothing was downloaded.
             EngineTooOld: this process can not read the new snapshot; nothing was downloaded.
             SnapshotDamaged: an object of it is missing or holds other bytes.
+            SnapshotMissing: this reader is to hold a snapshot that the head does not list.
+            HandoffFailed: what is kept beside the data did not agree to the new generation.
             DiskFull: it does not fit.
             StoreError: the store does not answer, or a document in it can not be understood.
             ReaderError: this reader is closed.
         """
-        self._check_open()
-        followed = self._followed.get(name)
-        if followed is None:
-            raise NotLoaded(f"{name!r} is not followed by this reader", hint="Follow it first.", dataset=name)
+        followed = self._followed_named(name)
         if at_least_generation is None:
             return followed.refresh()
         serving = followed.provider.serving
-        if serving is not None and serving.current.generation >= at_least_generation:
+        if serving is not None and serving.current.generation >= at_least_generation and not serving.current.pinned:
             return RefreshResult("not_modified", name, serving.current.generation, serving.current.snapshot_id)
         result = followed.refresh()
+        if followed.held_back:
+            raise NotLoaded(
+                f"generation {at_least_generation} of {name!r} was asked for, and this reader is pinned to snapshot "
+                f"{result.snapshot_id}",
+                hint="Unpin the reader to have it follow the head.",
+                dataset=name,
+            )
         if result.generation is None or result.generation < at_least_generation:
             raise NotLoaded(
                 f"generation {at_least_generation} of {name!r} was asked for; the store has "
@@ -179,6 +187,78 @@ class SnapshotReader:
                 dataset=name,
             )
         return result
+
+    def pin(self, name: str, snapshot_id: int | None) -> RefreshResult:
+        """Serve a snapshot whatever the head calls current, until another one, or none, is pinned; then the head's.
+
+        The snapshot is served under the generation that the head has when it is loaded, and never under a lower one
+        than was served before; `current.pinned` tells that it was the pin's choice. Publishes and rollbacks are seen
+        in the status only. The pin ends with this reader; one that is to outlive it stands in the settings.
+
+        Args:
+            name: a dataset that is followed.
+            snapshot_id: the snapshot, one that the head lists or that is served; none: follow the head again.
+
+        Raises:
+            ConfigurationError: no snapshot can have this id.
+            SnapshotMissing: the head does not list it.
+            SnapshotAssetsError: what `refresh` raises. Whatever it is, the pin is as it was, and what was served is.
+        """
+        if snapshot_id is not None:
+            snapshot_number("pin", snapshot_id)
+        return self._followed_named(name).pin(snapshot_id)
+
+    @overload
+    def register(
+        self,
+        dataset: str,
+        name: str,
+        handoff: StreamHandoff[Handle, Any],
+        *,
+        drain_timeout: float | timedelta = ...,
+        on_drain_timeout: OnDrainTimeout | Literal["abort", "cut_over"] = ...,
+    ) -> KeptStream[Handle]: ...
+
+    @overload
+    def register(self, dataset: str, name: str, handoff: IndexHandoff[Handle]) -> KeptIndex[Handle]: ...
+
+    @overload
+    def register(self, dataset: str, name: str, handoff: FormatCheck) -> Kept: ...
+
+    def register(
+        self,
+        dataset: str,
+        name: str,
+        handoff: FormatCheck,
+        *,
+        drain_timeout: float | timedelta = 30.0,
+        on_drain_timeout: OnDrainTimeout | Literal["abort", "cut_over"] = OnDrainTimeout.ABORT,
+    ) -> Kept:
+        """Keep something beside a dataset's data, and hand it over at every swap from now on; see the hand-off kinds.
+
+        May be called before the dataset is followed: it is opened with the first generation then. Else it waits for a
+        swap that is under way, and is opened beside what is served. The methods of the hand-off are called by the
+        thread that refreshes; they may query, and must not refresh, pin, follow or close.
+
+        Args:
+            dataset: the dataset.
+            name: what it is called in results, in the status and in the log.
+            handoff: an `IndexHandoff`, a `StreamHandoff` or a `FormatCheck`.
+            drain_timeout: seconds, or a `timedelta`, that the uses of a stream have to end before it is stopped.
+            on_drain_timeout: whether the reload is given up then, or goes on.
+
+        Raises:
+            ConfigurationError: the name is taken for this dataset, or the hand-off is of no kind or of two.
+            HandoffFailed: it does not open or start beside what is served; it is not registered.
+            InvalidDatasetName: no dataset can have this name.
+            ReaderError: this reader is closed.
+        """
+        seconds = in_seconds("drain_timeout", drain_timeout)
+        try:
+            policy = OnDrainTimeout(on_drain_timeout)
+        except ValueError:
+            raise ConfigurationError(f"on_drain_timeout is {on_drain_timeout!r}; it takes abort or cut_over") from None
+        return self._know(dataset).dispatcher.register(name, handoff, seconds, policy)
 
     def announce_endpoint(self, endpoint: str | None) -> None:
         """Tell the store where this reader answers control actions, if it announces itself at all."""
@@ -223,6 +303,29 @@ class SnapshotReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _know(self, name: str) -> FollowedDataset:
+        check_dataset_name(name)
+        with self._lock:
+            self._check_open()
+            followed = self._known.get(name)
+            if followed is None:
+                followed = self._known[name] = FollowedDataset(name, self.data_dir / name, self._parts)
+            return followed
+
+    def _followed_named(self, name: str) -> FollowedDataset:
+        self._check_open()
+        followed = self._followed.get(name)
+        if followed is None:
+            raise NotLoaded(f"{name!r} is not followed by this reader", hint="Follow it first.", dataset=name)
+        return followed
+
+    def _take_pinned(self, followed: FollowedDataset) -> None:
+        """Go to the pinned snapshot, though something else is served already; that goes on if it can not be had."""
+        try:
+            followed.refresh()
+        except SnapshotAssetsError as error:
+            _log.warning("%s: the pinned snapshot is not served yet: %s", followed.name, error)
 
     def _bootstrap(self, followed: FollowedDataset) -> None:
         policy = self.settings.on_bootstrap_failure

@@ -19,14 +19,19 @@ if TYPE_CHECKING:
 __all__ = [
     "Current",
     "DrainPolicy",
+    "HandoffOutcome",
+    "HandoffStep",
     "OnBootstrapFailure",
     "OnDamage",
     "OnDropped",
     "ReaderSettings",
     "RefreshResult",
+    "snapshot_number",
 ]
 
 _Choice = TypeVar("_Choice", bound=enum.Enum)
+
+HandoffStep = Literal["check_compat", "persist", "open", "drain", "checkpoint", "start"]
 
 
 class OnDamage(enum.Enum):
@@ -78,6 +83,7 @@ class ReaderSettings:
         on_damage: what to do when the current snapshot is damaged in the store.
         on_bootstrap_failure: what `follow` does when nothing is loaded and the first attempt fails.
         on_dropped: what to do with what is loaded when the dataset is dropped.
+        pins: for a dataset, the snapshot that is served whatever the head calls current; see `SnapshotReader.pin`.
         drain_timeout: seconds, or a `timedelta`, after which leases of an old generation are reported; none: never.
         drain_policy: whether leases that outlive the drain timeout are only reported, or interrupted too.
         threads: how many datasets are refreshed side by side.
@@ -99,6 +105,7 @@ class ReaderSettings:
     on_damage: OnDamage = OnDamage.RAISE
     on_bootstrap_failure: OnBootstrapFailure = OnBootstrapFailure.RAISE
     on_dropped: OnDropped = OnDropped.KEEP
+    pins: Mapping[str, int] = field(default_factory=dict)
     drain_timeout: float | None = None
     drain_policy: DrainPolicy = DrainPolicy.WAIT
     threads: int = 8
@@ -118,6 +125,7 @@ class ReaderSettings:
         on_bootstrap_failure: OnBootstrapFailure
         | Literal["raise", "warn", "retry", "fallback"] = OnBootstrapFailure.RAISE,
         on_dropped: OnDropped | Literal["keep", "unload"] = OnDropped.KEEP,
+        pins: Mapping[str, int] | None = None,
         drain_timeout: float | timedelta | None = None,
         drain_policy: DrainPolicy | Literal["wait", "cancel"] = DrainPolicy.WAIT,
         threads: int = 8,
@@ -134,6 +142,7 @@ class ReaderSettings:
             "on_damage": _choice("on_damage", on_damage, OnDamage),
             "on_bootstrap_failure": _choice("on_bootstrap_failure", on_bootstrap_failure, OnBootstrapFailure),
             "on_dropped": _choice("on_dropped", on_dropped, OnDropped),
+            "pins": {check_dataset_name(name): snapshot_number("pins", pin) for name, pin in (pins or {}).items()},
             "drain_timeout": _seconds("drain_timeout", drain_timeout),
             "drain_policy": _choice("drain_policy", drain_policy, DrainPolicy),
             "threads": _at_least_one("threads", threads),
@@ -152,12 +161,32 @@ class ReaderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Current:
-    """What a reader serves of one dataset."""
+    """What a reader serves of one dataset.
+
+    `pinned` tells that a pin of this reader chose the snapshot, whatever the head called current under the generation.
+    """
 
     generation: int
     snapshot_id: int
     incarnation: str
     loaded_at_ms: int
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffOutcome:
+    """How the last hand-off of something that is kept beside the data ended.
+
+    `state` is `current` when it stands beside what is served, `waiting` while nothing is served, and `stopped` for a
+    stream that does not run: its position is kept, and every refresh tries to start it. `step` and `error` tell what
+    failed, if anything did.
+    """
+
+    name: str
+    kind: Literal["format", "index", "stream"]
+    state: Literal["waiting", "current", "stopped"]
+    step: HandoffStep | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +194,8 @@ class RefreshResult:
     """How one refresh ended.
 
     `outcome` is `loaded` (a swap), `not_modified`, `waiting` (nothing is published yet), or `noted` (what is loaded
-    got a higher generation). `generation` and `snapshot_id` are what is served now; null while nothing is.
+    got a higher generation, or is held by a pin from now on). `generation` and `snapshot_id` are what is served now;
+    null while nothing is. `handoffs` is one entry for each hand-off that this refresh carried out.
     """
 
     outcome: Literal["loaded", "not_modified", "waiting", "noted"]
@@ -175,6 +205,7 @@ class RefreshResult:
     fetched_bytes: int = 0
     reused_bytes: int = 0
     seconds: float = 0.0
+    handoffs: tuple[HandoffOutcome, ...] = ()
 
 
 def _seconds(name: str, value: float | timedelta | None) -> float | None:
@@ -184,6 +215,17 @@ def _seconds(name: str, value: float | timedelta | None) -> float | None:
     if not seconds:
         raise ConfigurationError(f"{name} is {value!r}; it takes seconds above zero, a timedelta, or none")
     return seconds
+
+
+def snapshot_number(name: str, value: object) -> int:
+    """A value that can be the id of a snapshot.
+
+    Raises:
+        ConfigurationError: it can not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(f"{name} has {value!r}; a snapshot id is a whole number from 0")
+    return value
 
 
 def _at_least_one(name: str, value: object) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from snapshot_assets.errors import SnapshotAssetsError
-from snapshot_assets.reader.settings import Current
+from snapshot_assets.reader.settings import Current, HandoffOutcome
 
 __all__ = ["DatasetState", "DatasetStatus", "Draining", "Failure", "Holder", "Outcome", "Swap"]
 
@@ -88,7 +88,8 @@ class DatasetStatus:
     """One dataset of a reader, at one moment.
 
     `current` is what is served, whatever the state: a failed attempt leaves it as it is. `age_seconds` counts from the
-    commit of what is served, by this machine's clock. `head_generation` is the last one that was seen.
+    commit of what is served, by this machine's clock. `head_generation` is the last one that was seen. `pin` is the
+    snapshot that this reader is to hold, if it is; `current.pinned` tells whether it does.
     """
 
     dataset: str
@@ -102,6 +103,8 @@ class DatasetStatus:
     swaps: tuple[Swap, ...]
     row_counts: Mapping[str, int]
     local_copies: tuple[str, ...]
+    pin: int | None = None
+    handoffs: tuple[HandoffOutcome, ...] = ()
 
     @property
     def lag(self) -> int | None:

@@ -76,6 +76,42 @@ class NodeClient:
         body = {"dataset": dataset, "at_least_generation": at_least_generation, "wait": wait}
         return self._act("refresh", json.dumps(body).encode(), self._timeout + (wait or 0.0))
 
+    def pin(self, dataset: str, snapshot_id: int) -> dict[str, Any]:
+        """Have the node serve a snapshot of a dataset whatever the head calls current, until `unpin` or its end.
+
+        Returns:
+            the fields of a `RefreshResult`.
+
+        Raises:
+            NodeUnavailable: the node does not answer.
+            TokenRefused: the token does not admit to it.
+            SnapshotMissing: the head does not list the snapshot.
+            SnapshotAssetsError: what else it failed with on the node, whose pin is as it was.
+        """
+        body = {"dataset": dataset, "snapshot_id": snapshot_id}
+        return self._act("pin", json.dumps(body).encode(), self._timeout)
+
+    def unpin(self, dataset: str) -> dict[str, Any]:
+        """Have the node follow the head of a dataset again; returns and raises what `pin` does."""
+        return self._act("unpin", json.dumps({"dataset": dataset}).encode(), self._timeout)
+
+    def drain(self, wait: float | None = None, *, resume: bool = False) -> dict[str, Any]:
+        """Have the node be not ready, so that clients are sent elsewhere; queries are answered all the same.
+
+        Args:
+            wait: seconds to wait until no query runs.
+            resume: have it be ready again instead.
+
+        Returns:
+            `draining`, `drained` (no query runs) and `running`, the number of queries that do.
+
+        Raises:
+            NodeUnavailable: the node does not answer.
+            TokenRefused: the token does not admit to it.
+        """
+        body = {"wait": wait, "resume": resume}
+        return self._act("drain", json.dumps(body).encode(), self._timeout + (wait or 0.0))
+
     def close(self) -> None:
         """End the connection."""
         self._client.close()

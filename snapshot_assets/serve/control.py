@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -18,10 +18,14 @@ __all__ = ["CONTROL_ACTIONS", "Control", "ServedReader"]
 CONTROL_ACTIONS: Mapping[str, str] = {
     "status": "What the node serves of each dataset. No body.",
     "refresh": 'Look for a newer generation now: {"dataset": name, "at_least_generation": n, "wait": seconds}.',
+    "pin": 'Serve this snapshot whatever the head calls current: {"dataset": name, "snapshot_id": n}.',
+    "unpin": 'Follow the head again: {"dataset": name}.',
+    "drain": 'Be not ready, and wait until no query runs: {"wait": seconds}; be ready again: {"resume": true}.',
 }
 """The control actions, with what they do."""
 
 _RETRY_SECONDS = 0.25
+_LONGEST_WAIT = 86_400
 
 
 class ServedReader(Protocol):
@@ -37,6 +41,9 @@ class ServedReader(Protocol):
     def refresh(self, name: str, at_least_generation: int | None = None) -> RefreshResult:
         """Look for a newer generation now."""
 
+    def pin(self, name: str, snapshot_id: int | None) -> RefreshResult:
+        """Serve a snapshot whatever the head calls current; none: follow the head again."""
+
     def status(self) -> Mapping[str, DatasetStatus]:
         """What is served of each followed dataset."""
 
@@ -45,11 +52,19 @@ class ServedReader(Protocol):
 
 
 class Control:
-    """The control actions of a node. Safe to call from several threads."""
+    """The control actions of a node. Safe to call from several threads.
 
-    def __init__(self, reader: ServedReader, datasets: Sequence[str]) -> None:
+    Args:
+        reader: what follows the datasets.
+        datasets: what the node serves.
+        running: how many queries run now.
+    """
+
+    def __init__(self, reader: ServedReader, datasets: Sequence[str], running: Callable[[], int]) -> None:
         self._reader = reader
         self._datasets = tuple(datasets)
+        self._running = running
+        self.is_draining = False
 
     def missing(self) -> dict[str, str]:
         """The datasets that are not loaded, and why."""
@@ -68,33 +83,28 @@ class Control:
         """Answer one control action.
 
         Raises:
-            QueryRefused: the body is not what the action takes.
-            ConfigurationError: the dataset is not served here.
-            SnapshotAssetsError: what the refresh failed with; the node goes on serving what it has.
+            ConfigurationError: the body is not what the action takes, or the dataset is not served here.
+            SnapshotAssetsError: what the refresh or the pin failed with; the node goes on serving what it has.
         """
         if action == "status":
             return self.status()
-        fields = _fields(body)
-        dataset = fields.pop("dataset", None)
-        at_least = fields.pop("at_least_generation", None)
-        wait = fields.pop("wait", None) or 0.0
-        if (
-            fields
-            or not isinstance(dataset, str)
-            or not (at_least is None or _is_count(at_least))
-            or isinstance(wait, bool)
-            or not isinstance(wait, (int, float))
-            or not 0 <= wait <= 86_400
-        ):
-            raise ConfigurationError(f"a refresh takes {CONTROL_ACTIONS['refresh']}", hint="Correct the action's body.")
-        return self.refresh(dataset, at_least, wait)
+        fields = _fields(action, body)
+        wait = fields.get("wait") or 0.0
+        match action:
+            case "pin" | "unpin":
+                return self.pin(fields["dataset"], fields.get("snapshot_id"))
+            case "drain":
+                return self.resume() if fields.get("resume") else self.drain(wait)
+            case _:
+                return self.refresh(fields["dataset"], fields.get("at_least_generation"), wait)
 
     def status(self) -> dict[str, Any]:
         """What is served of each dataset, and what is missing."""
         status = self._reader.status()
         missing = self.missing()
         return {
-            "ready": not missing,
+            "ready": not missing and not self.is_draining,
+            "draining": self.is_draining,
             "missing": missing,
             "datasets": {name: status[name].to_json() for name in self._datasets if name in status},
         }
@@ -104,10 +114,7 @@ class Control:
 
         `reached` tells whether what is served now is at least that generation.
         """
-        if dataset not in self._datasets:
-            raise ConfigurationError(
-                f"this node serves {', '.join(self._datasets)}, and not {dataset!r}", dataset=dataset
-            )
+        self._check_served(dataset)
         deadline = time.monotonic() + wait
         while True:
             if dataset not in self._reader.status():
@@ -119,16 +126,75 @@ class Control:
                 return asdict(result) | {"reached": reached}
             time.sleep(min(left, _RETRY_SECONDS))
 
+    def pin(self, dataset: str, snapshot_id: int | None) -> dict[str, Any]:
+        """Hold a snapshot of a dataset; none: follow the head again. It ends with the process."""
+        self._check_served(dataset)
+        return asdict(self._reader.pin(dataset, snapshot_id))
 
-def _fields(body: bytes) -> dict[str, Any]:
+    def drain(self, wait: float) -> dict[str, Any]:
+        """Be not ready from now on, so that clients are sent elsewhere, and wait until no query runs.
+
+        Queries that come all the same are answered: `drained` tells whether none ran at a moment before the end.
+        """
+        self.is_draining = True
+        deadline = time.monotonic() + wait
+        while (running := self._running()) and (left := deadline - time.monotonic()) > 0:
+            if not self.is_draining:
+                break
+            time.sleep(min(left, _RETRY_SECONDS))
+        return {"draining": self.is_draining, "drained": self.is_draining and not running, "running": running}
+
+    def resume(self) -> dict[str, Any]:
+        """Be ready again."""
+        self.is_draining = False
+        return {"draining": False, "drained": False, "running": self._running()}
+
+    def _check_served(self, dataset: str) -> None:
+        if dataset not in self._datasets:
+            raise ConfigurationError(
+                f"this node serves {', '.join(self._datasets)}, and not {dataset!r}", dataset=dataset
+            )
+
+
+def _fields(action: str, body: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"the action's body is no JSON: {error}", hint="Correct the action's body.") from error
     if not isinstance(fields, dict):
         raise ConfigurationError("the action's body is no JSON object", hint="Correct the action's body.")
+    takes = _TAKES[action]
+    if fields.keys() - takes.keys() or not all(fits(fields.get(name)) for name, fits in takes.items()):
+        raise ConfigurationError(f"{action} takes {CONTROL_ACTIONS[action]}", hint="Correct the action's body.")
     return fields
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_count_or_none(value: object) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_wait(value: object) -> bool:
+    return value is None or (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST_WAIT
+    )
+
+
+def _is_flag(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+_TAKES: Mapping[str, Mapping[str, Callable[[object], bool]]] = {
+    "refresh": {"dataset": _is_name, "at_least_generation": _is_count_or_none, "wait": _is_wait},
+    "pin": {"dataset": _is_name, "snapshot_id": _is_count},
+    "unpin": {"dataset": _is_name},
+    "drain": {"wait": _is_wait, "resume": _is_flag},
+}
+"""What stands in the body of each action; what is left out is none."""

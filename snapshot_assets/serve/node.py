@@ -157,7 +157,7 @@ class ReaderNode:
             control_token_file=self.settings.control_token_file,
             loopback=self.settings.is_loopback,
         )
-        self._control = Control(reader, self.datasets)
+        self._control = Control(reader, self.datasets, lambda: 0 if self._queries is None else self._queries.running)
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._stop_lock = threading.Lock()
@@ -179,7 +179,7 @@ class ReaderNode:
             check_locked(self._reader.catalog)
             self._queries = Queries(self._reader.catalog, settings.limits)
             self._flight = self._listen(self._queries)
-            app = health_app(self._control.missing, self._stopping.is_set)
+            app = health_app(self._control.missing, lambda: self._stopping.is_set() or self._control.is_draining)
             self._http = HttpServer(app, settings.host, settings.http_port, settings.tls)
         except BaseException:
             self.stop()

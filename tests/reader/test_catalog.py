@@ -399,3 +399,13 @@ def test_a_noted_generation_shows_in_the_catalogue(world: World) -> None:
     world.change_head("orders", lambda head: {"generation": 5})
     assert reader.refresh("orders").outcome == "noted"
     assert reader.catalog.generations["orders"].generation == 5
+
+
+def test_a_table_without_a_name_does_not_keep_the_others_from_being_read(world: World) -> None:
+    world.publish(world.sqlite("odd", 'create table ""(i integer); create table t(i integer); insert into t values(1)'))
+    world.orders(1)
+    reader = world.reader()
+    reader.follow("odd")
+    reader.follow("orders")
+    (row,) = reader.catalog.query("select (select i from odd.main.t) i, count(*) n from orders.main.orders").to_pylist()
+    assert row == {"i": 1, "n": 1_000}

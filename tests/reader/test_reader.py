@@ -163,7 +163,7 @@ def test_a_name_that_no_dataset_can_have_is_refused(world: World) -> None:
     for name in ("../orders", "Orders", ".lock", "main", ""):
         with pytest.raises(InvalidDatasetName):
             reader.follow(name)
-    assert sorted(path.name for path in world.data_dir.iterdir()) == [".lock", ".reader_id", ".spill"]
+    assert sorted(path.name for path in world.data_dir.iterdir()) == [".lock", ".spill"]
 
 
 def test_close_abandons_a_fetch_and_leaves_no_debris(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,7 @@ from typing import Any
 
 import duckdb
 
+from snapshot_assets.clock import SYSTEM_CLOCK, Clock
 from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import Head, head_key
@@ -79,14 +81,20 @@ class World:
         return changed
 
     def reader(
-        self, *, data_dir: Path | None = None, failpoints: Failpoints = NO_FAILPOINTS, **settings: Any
+        self,
+        *,
+        data_dir: Path | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        failpoints: Failpoints = NO_FAILPOINTS,
+        **settings: Any,
     ) -> SnapshotReader:
-        """A reader that looks at the store only when told, unless the settings say otherwise; closed at the end."""
+        """A reader that touches the store only when told, unless the settings say otherwise; closed at the end."""
         reader = SnapshotReader(
             self.store,
             data_dir or self.data_dir,
-            ReaderSettings(**{"refresh_interval": None, **settings}),
-            failpoints=failpoints,
+            ReaderSettings(**{"refresh_interval": None, "announce_interval": None, **settings}),
+            clock,
+            failpoints,
         )
         self._readers.append(reader)
         return reader
@@ -104,6 +112,46 @@ class World:
     def close(self) -> None:
         for reader in self._readers:
             reader.close()
+
+
+class ManualClock:
+    """A clock that stands still until it is told otherwise. The wall clock can jump; the other one only goes on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._monotonic = 1_000.0
+        self._wall_ms = SYSTEM_CLOCK.now_ms()
+
+    def now_ms(self) -> int:
+        return self._wall_ms
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        deadline = self._monotonic + seconds
+        while not event.wait(0.002) and self._monotonic < deadline:
+            pass
+        return event.is_set()
+
+    def advance(self, seconds: float) -> None:
+        with self._lock:
+            self._monotonic += seconds
+            self._wall_ms += round(seconds * 1000)
+
+    def jump(self, hours: float) -> None:
+        """Set the wall clock, as an operator or NTP does."""
+        with self._lock:
+            self._wall_ms += round(hours * 3_600_000)
+
+    def advance_until(self, condition: Callable[[], bool], step: float = 1.0, most: int = 1_000) -> bool:
+        """Let time pass in steps, slowly enough for other threads to notice; tell whether the condition came true."""
+        for _ in range(most):
+            if condition():
+                return True
+            self.advance(step)
+            time.sleep(0.01)
+        return condition()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import duckdb
 import pyarrow.flight as fl
 
-from snapshot_assets.errors import NotLoaded, SnapshotAssetsError
+from snapshot_assets.errors import NotLoaded, SnapshotAssetsError, SnapshotMissing
 from snapshot_assets.reader.settings import Current, RefreshResult
 from snapshot_assets.reader.status import DatasetStatus
 from snapshot_assets.serve.messages import CommandStatementQuery, pack
@@ -65,6 +65,7 @@ class StandInReader:
     def __init__(self) -> None:
         self.catalog = StandInCatalog()
         self.generations: dict[str, int] = {"orders": 1, "planes": 1}
+        self.pins: dict[str, int | None] = {}
         self.followed: set[str] = set()
         self.refuse_follow: SnapshotAssetsError | None = None
         self.on_refresh: Callable[[str], None] = lambda _: None
@@ -80,6 +81,12 @@ class StandInReader:
             raise NotLoaded(f"{name} is not followed", dataset=name)
         self.on_refresh(name)
         return RefreshResult("loaded", name, self.generations[name], 0)
+
+    def pin(self, name: str, snapshot_id: int | None) -> RefreshResult:
+        if snapshot_id is not None and snapshot_id > 1:
+            raise SnapshotMissing(f"{name} lists no snapshot {snapshot_id}", dataset=name)
+        self.pins[name] = snapshot_id
+        return RefreshResult("loaded", name, self.generations[name], snapshot_id or 0)
 
     def announce_endpoint(self, endpoint: str | None) -> None:
         self.endpoint = endpoint

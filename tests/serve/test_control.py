@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -22,12 +24,14 @@ from snapshot_assets.errors import (
     SchemaIncompatible,
     SnapshotAssetsError,
     SnapshotDamaged,
+    SnapshotMissing,
     StoreUnavailable,
+    TokenRefused,
 )
 from snapshot_assets.serve.client import NodeClient
 from snapshot_assets.serve.errors import from_flight, to_flight
 from snapshot_assets.serve.node import NodeSettings, ReaderNode
-from tests.serve.standin import StandInReader, until
+from tests.serve.standin import LONG, StandInReader, fetch, start_query, until
 
 Start = Callable[..., ReaderNode]
 
@@ -83,6 +87,7 @@ def test_a_refresh_answers_with_its_result(node: ReaderNode) -> None:
         "fetched_bytes": 0,
         "reused_bytes": 0,
         "seconds": 0.0,
+        "handoffs": [],
         "reached": True,
     }
 
@@ -138,6 +143,87 @@ def test_a_refresh_that_makes_no_sense_is_refused(node: ReaderNode, body: object
     with fl.connect(node.flight_url) as client, pytest.raises(fl.FlightServerError) as refused:
         list(client.do_action(fl.Action("refresh", json.dumps(body).encode())))
     assert type(from_flight(refused.value)) is ConfigurationError
+
+
+def test_a_dataset_is_pinned_and_unpinned(node: ReaderNode, reader: StandInReader) -> None:
+    with NodeClient(node.flight_url) as client:
+        result = client.pin("orders", 1)
+        assert (result["outcome"], result["dataset"], result["snapshot_id"]) == ("loaded", "orders", 1)
+        assert reader.pins == {"orders": 1}
+        with pytest.raises(SnapshotMissing, match="no snapshot 7"):
+            client.pin("orders", 7)
+        client.unpin("orders")
+        assert reader.pins == {"orders": None}
+        with pytest.raises(ConfigurationError, match="not 'other'"):
+            client.pin("other", 1)
+
+
+def test_a_drained_node_is_not_ready_answers_all_the_same_and_can_be_ready_again(node: ReaderNode) -> None:
+    with NodeClient(node.flight_url) as client, fl.connect(node.flight_url) as queries:
+        assert client.drain() == {"draining": True, "drained": True, "running": 0}
+        assert ready(node)[0] == 503
+        status = client.status()
+        assert (status["ready"], status["draining"]) == (False, True)
+        table = fetch(queries, start_query(queries, "SELECT count(*) c FROM planes.main.planes")).read_all()
+        assert table.to_pylist() == [{"c": 10}]
+        assert client.drain(resume=True) == {"draining": False, "drained": False, "running": 0}
+        assert ready(node)[0] == 200
+        assert client.status()["ready"] is True
+
+
+def test_draining_waits_for_the_queries_that_run(node: ReaderNode) -> None:
+    drained: list[dict[str, Any]] = []
+    with NodeClient(node.flight_url) as client, fl.connect(node.flight_url) as queries:
+        stream = fetch(queries, start_query(queries, LONG))
+        stream.read_chunk()
+        assert client.drain(wait=0.1) == {"draining": True, "drained": False, "running": 1}
+        waiting = threading.Thread(target=lambda: drained.append(client.drain(wait=30)))
+        waiting.start()
+        stream.cancel()
+        waiting.join(30)
+    assert drained == [{"draining": True, "drained": True, "running": 0}]
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("pin", {"dataset": "orders"}),
+        ("pin", {"dataset": "orders", "snapshot_id": -1}),
+        ("pin", {"dataset": "orders", "snapshot_id": True}),
+        ("pin", {"dataset": "orders", "snapshot_id": 1, "force": True}),
+        ("pin", {"snapshot_id": 1}),
+        ("unpin", {}),
+        ("unpin", {"dataset": "orders", "snapshot_id": 1}),
+        ("drain", {"wait": -1}),
+        ("drain", {"resume": "yes"}),
+        ("drain", {"dataset": "orders"}),
+    ],
+)
+def test_an_action_that_makes_no_sense_is_refused(
+    node: ReaderNode, reader: StandInReader, action: str, body: object
+) -> None:
+    with fl.connect(node.flight_url) as client, pytest.raises(fl.FlightServerError, match=f"{action} takes") as refused:
+        list(client.do_action(fl.Action(action, json.dumps(body).encode())))
+    assert type(from_flight(refused.value)) is ConfigurationError
+    assert not reader.pins
+    assert ready(node)[0] == 200
+
+
+def test_only_a_control_token_pins_and_drains(start: Start, reader: StandInReader, tmp_path: Path) -> None:
+    (tmp_path / "query").write_text("q" * 32)
+    (tmp_path / "control").write_text("c" * 32)
+    node = start(token_file=tmp_path / "query", control_token_file=tmp_path / "control")
+    with NodeClient(node.flight_url, "q" * 32) as client:
+        with pytest.raises(TokenRefused):
+            client.pin("orders", 1)
+        with pytest.raises(TokenRefused):
+            client.unpin("orders")
+        with pytest.raises(TokenRefused):
+            client.drain()
+    assert not reader.pins
+    with NodeClient(node.flight_url, "c" * 32) as client:
+        assert client.pin("orders", 1)["snapshot_id"] == 1
+        assert client.drain()["draining"] is True
 
 
 def test_a_node_that_is_not_there_is_unavailable(node: ReaderNode) -> None:
