@@ -26,10 +26,11 @@ def create_views(
 ) -> None:
     """Make `<dataset>.main.<table>` of each table, in the attached database `<dataset>`.
 
-    A view is bound to its scan by name, and finds it in every session where `register_scans` was called.
+    A table without a name, which SQLite can have and DuckDB can not, is left out. A view is bound to its scan by name,
+    and finds it in every session where `register_scans` was called.
     """
     register_scans(connection, dataset, tables)
-    for table in tables:
+    for table in filter(None, tables):
         name = f"{quoted(dataset)}.main.{quoted(table)}"
         connection.execute(f"create view {name} as select * from {quoted(_scan_name(dataset, table))}")
 
@@ -43,7 +44,8 @@ def register_scans(
 
 
 def _scan_name(dataset: str, table: str) -> str:
-    return f"{dataset}.{table}"
+    """What every session finds before any table of the name, so it is one that nobody gives to a table."""
+    return f"snapshot-assets scan of {dataset}.{table}"
 
 
 class ArrowSQL:

@@ -22,11 +22,12 @@ from snapshot_assets.engines.duckdb_live import (
     connect_by,
     logs,
     storage,
+    table_paths,
 )
 from snapshot_assets.engines.duckdb_optimize import optimize_file
 from snapshot_assets.engines.duckdb_pool import READER_CONFIG, DuckDBPool
 from snapshot_assets.engines.sql import quoted
-from snapshot_assets.engines.tables import check_tables, chosen_tables, the_only_file
+from snapshot_assets.engines.tables import check_tables, chosen_tables, table_schema, the_only_file
 from snapshot_assets.errors import (
     ConfigurationError,
     CorruptCapture,
@@ -38,17 +39,11 @@ from snapshot_assets.errors import (
 )
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import Layout, Manifest, TableContent
-from snapshot_assets.model.schema import TableSchema
 
 __all__ = ["DuckDBEngine"]
 
-_TABLES: Final = """
-    select schema_name, table_name from duckdb_tables()
-    where database_name = current_database() and not internal and not temporary
-    order by schema_name, table_name
-"""
 _REQUIRED: Final = """
-    select schema_name, table_name, column_name from duckdb_columns()
+    select table_oid, column_name from duckdb_columns()
     where database_name = current_database() and not internal and not is_nullable
 """
 
@@ -139,7 +134,11 @@ class DuckDBEngine:
 
             def query(sql: str) -> list[tuple[Any, ...]]:
                 try:
-                    return connection.execute(sql).fetchall()
+                    # A text without a statement gives no result, whatever the type hints say.
+                    result: duckdb.DuckDBPyConnection | None = connection.execute(sql)
+                    if result is None:
+                        raise ValidationFailed(f"{sql!r} is no statement")
+                    return result.fetchall()
                 except duckdb.Error as error:
                     raise ValidationFailed(f"a statement can not be run on the staged copy: {error}") from error
 
@@ -195,9 +194,9 @@ class _Copy:
         self._connection = connection
         # The Arrow type of a timestamp with time zone names the session's zone: one zone, one schema everywhere.
         connection.execute("set timezone = 'UTC'")
-        rows = connection.execute(_TABLES).fetchall()
-        self.tables = {(table if schema == "main" else f"{schema}.{table}"): (schema, table) for schema, table in rows}
-        if len(self.tables) < len(rows):
+        self._oids = table_paths(connection)
+        self.tables = {".".join(path[2:] if path[1:-1] == ("main",) else path[1:]): path for path in self._oids}
+        if len(self.tables) < len(self._oids):
             raise UnsupportedLiveDatabase(
                 "two tables would have one name for readers, because schema and table are joined by a dot",
                 hint="Rename the table whose own name has a dot in it.",
@@ -208,10 +207,10 @@ class _Copy:
         """Columns and row count of a table."""
         columns = self._connection.sql(f"select * from {self._quoted(name)} limit 0").to_arrow_table().schema
         for position, field in enumerate(columns):
-            if (*self.tables[name], field.name) in self._required:
+            if (self._oids[self.tables[name]], field.name) in self._required:
                 columns = columns.set(position, field.with_nullable(False))
         count = self._connection.execute(f"select count(*) from {self._quoted(name)}").fetchall()[0][0]
-        return TableContent(TableSchema.from_arrow(columns), count)
+        return TableContent(table_schema(columns), count)
 
     def read_all(self, name: str) -> None:
         """Read every value of a table: DuckDB looks at a block's checksum when it reads the block."""

@@ -13,7 +13,17 @@ from snapshot_assets.engines.copying import read_live_header
 from snapshot_assets.errors import CaptureError, LiveDatabaseBusy, UnsupportedLiveDatabase
 from snapshot_assets.model.dataset import Dataset
 
-__all__ = ["HEADER_BYTES", "PAUSE_SECONDS", "check_magic", "checkpoint", "connect", "connect_by", "logs", "storage"]
+__all__ = [
+    "HEADER_BYTES",
+    "PAUSE_SECONDS",
+    "check_magic",
+    "checkpoint",
+    "connect",
+    "connect_by",
+    "logs",
+    "storage",
+    "table_paths",
+]
 
 HEADER_BYTES: Final = 12_288
 """What stands in a file before its blocks."""
@@ -26,10 +36,15 @@ _ALONE: Final[dict[str, str | bool | int | float | list[str]]] = {"custom_user_a
 
 _MAGIC: Final = b"DUCK"
 _MAGIC_AT: Final = 8
+_MISREAD: Final = frozenset("\\?")
 _HOLDER: Final = re.compile(r"held in (?P<program>.*?) \(PID (?P<pid>\d+)\)")
 _STORAGE: Final = """
     select tags['storage_version'], block_size from duckdb_databases() join pragma_database_size() using (database_name)
     where database_name = current_database()
+"""
+_TABLES: Final = """
+    select current_database(), schema_oid, table_name, table_oid from duckdb_tables()
+    where database_name = current_database() and not internal and not temporary
 """
 
 
@@ -38,8 +53,14 @@ def check_magic(dataset: Dataset) -> None:
 
     Raises:
         LiveDatabaseMissing: there is no file.
-        UnsupportedLiveDatabase: it is of another kind.
+        UnsupportedLiveDatabase: it is of another kind, or DuckDB would take its path for another one.
     """
+    if _MISREAD.intersection(str(dataset.real_path)):
+        raise UnsupportedLiveDatabase(
+            f"{dataset.real_path} has a backslash or a question mark in its path",
+            hint="Rename the file or its folder: DuckDB takes the one for a slash, and puts its log before the other.",
+            dataset=dataset.name,
+        )
     header = read_live_header(dataset.real_path, _MAGIC_AT + len(_MAGIC))
     if header[_MAGIC_AT:] != _MAGIC:
         raise UnsupportedLiveDatabase(f"{dataset.path} is not a DuckDB database", dataset=dataset.name)
@@ -108,3 +129,21 @@ def storage(connection: duckdb.DuckDBPyConnection) -> tuple[str, int]:
     """The storage version of the connection's file, as in ``v1.2.0+``, and the size of a block."""
     version, block_bytes = connection.execute(_STORAGE).fetchall()[0]
     return version or "unknown", block_bytes
+
+
+def table_paths(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, ...], int]:
+    """The user's tables of the connection's file, in order: the names that lead to each, and its `table_oid`.
+
+    The first name is the database's: without it, a schema of that name could not be told from the database. Schemas may
+    lie in schemas.
+    """
+    listed = connection.execute("select * from duckdb_schemas() where database_name = current_database()")
+    columns = [column[0] for column in listed.description or ()]
+    schemas = {row["oid"]: row for row in (dict(zip(columns, values, strict=True)) for values in listed.fetchall())}
+
+    def schema_path(oid: int | None) -> tuple[str, ...]:
+        # Versions of DuckDB without schemas in schemas do not have the second column.
+        return () if oid is None else (*schema_path(schemas[oid].get("parent_schema_oid")), schemas[oid]["schema_name"])
+
+    rows = connection.execute(_TABLES).fetchall()
+    return dict(sorted(((database, *schema_path(schema), table), oid) for database, schema, table, oid in rows))

@@ -22,7 +22,7 @@ from typing import Any, Final
 import duckdb
 
 from snapshot_assets.durable import is_full, sync_folder
-from snapshot_assets.engines.duckdb_live import HEADER_BYTES, checkpoint, connect_by, logs, storage
+from snapshot_assets.engines.duckdb_live import HEADER_BYTES, checkpoint, connect_by, logs, storage, table_paths
 from snapshot_assets.engines.duckdb_optimize import rebuild_folder
 from snapshot_assets.engines.sql import quoted
 from snapshot_assets.errors import CaptureError, LiveDatabaseBusy, SnapshotAssetsError
@@ -53,10 +53,6 @@ A sequence starts, once its file was opened again, where it stands; its `sql` an
 
 _USED: Final = """
     select used_blocks * block_size from pragma_database_size() where database_name = current_database()
-"""
-_TABLES: Final = """
-    select schema_name, table_name from duckdb_tables()
-    where database_name = current_database() and not internal order by all
 """
 
 
@@ -201,12 +197,12 @@ def _catalog(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
     return {name: sorted(told) for name, told in found.items()}
 
 
-def _rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, str], tuple[int, int | None]]:
+def _rows(connection: duckdb.DuckDBPyConnection) -> dict[tuple[str, ...], tuple[int, int | None]]:
     """The number of rows of each table, and a sum over their contents."""
     found = {}
-    for schema, table in connection.execute(_TABLES).fetchall():
-        query = f"select count(*), sum(hash(*columns(*))) from {quoted(schema)}.{quoted(table)}"
-        found[schema, table] = connection.execute(query).fetchall()[0]
+    for path in table_paths(connection):
+        query = f"select count(*), sum(hash(*columns(*))) from {'.'.join(map(quoted, path))}"
+        found[path[1:]] = connection.execute(query).fetchall()[0]
     return found
 
 

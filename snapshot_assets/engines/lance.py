@@ -20,7 +20,13 @@ from snapshot_assets.engines.lance_optimize import optimize_live
 from snapshot_assets.engines.lance_pool import LancePool, open_copy
 from snapshot_assets.engines.lance_scan import LanceScan
 from snapshot_assets.engines.tables import check_tables, chosen_tables
-from snapshot_assets.errors import ConfigurationError, EngineTooOld, ReadOnlyDataset, ValidationFailed
+from snapshot_assets.errors import (
+    ConfigurationError,
+    EngineTooOld,
+    ReadOnlyDataset,
+    UnsupportedLiveDatabase,
+    ValidationFailed,
+)
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import Manifest, TableContent
 
@@ -65,6 +71,12 @@ class LanceEngine:
     def describe(self, dataset: Dataset, folder: Path, files: Sequence[str]) -> Mapping[str, TableContent]:
         with reading(folder, files) as source:
             refuse_outside_blobs(source)
+            if not LanceScan(source).schema.names:
+                raise UnsupportedLiveDatabase(
+                    f"SQL can read no column of {dataset.path}, so no reader could serve it",
+                    hint="Add a column of a type that DuckDB knows.",
+                    dataset=dataset.name,
+                )
             return chosen_tables({dataset.name: content_of(source)}, dataset)
 
     def verify(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -12,9 +12,9 @@ import lance
 import pyarrow as pa
 
 from snapshot_assets.engines.lance_live import LANCE_ERRORS
+from snapshot_assets.engines.tables import table_schema
 from snapshot_assets.errors import CorruptCapture, ReadOnlyDataset, UnsupportedLiveDatabase
 from snapshot_assets.model.manifest import TableContent
-from snapshot_assets.model.schema import TableSchema
 
 __all__ = [
     "SYSTEM_INDEX",
@@ -94,7 +94,7 @@ def reading(folder: Path, files: Sequence[str]) -> Iterator[lance.LanceDataset]:
 
 def content_of(source: lance.LanceDataset) -> TableContent:
     """Columns and row count. The columns are those that a scan gives: of a blob, where it lies and how long it is."""
-    return TableContent(TableSchema.from_arrow(_plain(source.scanner().projected_schema)), source.count_rows())
+    return TableContent(table_schema(source.scanner().projected_schema), source.count_rows())
 
 
 def read_all(source: lance.LanceDataset) -> None:
@@ -148,34 +148,3 @@ def _blob_fields(
                 yield from _blob_fields(have.type.fields, give.type.fields, path)
             else:
                 yield path, told
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """The schema without extension types of Python packages: which ones a process knows depends on its imports."""
-    return pa.schema([_plain_field(field) for field in schema], metadata=schema.metadata)
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    metadata = {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"ARROW:extension:")}
-    return pa.field(field.name, _plain_type(field.type), field.nullable, metadata or None)
-
-
-def _plain_type(data_type: pa.DataType) -> pa.DataType:
-    if isinstance(data_type, pa.ExtensionType):
-        return _plain_type(data_type.storage_type)
-    if pa.types.is_struct(data_type):
-        return pa.struct([_plain_field(field) for field in data_type.fields])
-    if pa.types.is_map(data_type):
-        return pa.map_(_plain_field(data_type.key_field), _plain_field(data_type.item_field))
-    if pa.types.is_fixed_size_list(data_type):
-        return pa.list_(_plain_field(data_type.value_field), data_type.list_size)
-    for is_kind, make in _LISTS:
-        if is_kind(data_type):
-            return make(_plain_field(data_type.value_field))
-    return data_type
-
-
-_LISTS: Final[tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Field], pa.DataType]], ...]] = (
-    (pa.types.is_list, pa.list_),
-    (pa.types.is_large_list, pa.large_list),
-)

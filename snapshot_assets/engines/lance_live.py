@@ -103,8 +103,8 @@ def check_live(live: Path) -> None:
     Raises:
         UnsupportedLiveDatabase: something else is there, or a dataset that the library does not open.
     """
-    if not live.is_dir() or _has_versions(live) or any(entry.name not in _OWN_FOLDERS for entry in live.iterdir()):
-        with suppress(LiveDatabaseMissing):
+    with _unusable(live), suppress(LiveDatabaseMissing):
+        if not live.is_dir() or _has_versions(live) or any(entry.name not in _OWN_FOLDERS for entry in live.iterdir()):
             open_live(live)
 
 
@@ -115,10 +115,11 @@ def open_live(live: Path) -> lance.LanceDataset:
         LiveDatabaseMissing: nothing is there.
         UnsupportedLiveDatabase: it is no Lance dataset, or one that the library does not open.
     """
-    if not live.exists():
-        raise LiveDatabaseMissing(f"there is no live database at {live}")
-    if not _has_versions(live):
-        raise UnsupportedLiveDatabase(f"{live} is no Lance dataset")
+    with _unusable(live):
+        if not live.exists():
+            raise LiveDatabaseMissing(f"there is no live database at {live}")
+        if not _has_versions(live):
+            raise UnsupportedLiveDatabase(f"{live} is no Lance dataset")
     try:
         return lance.dataset(str(live))
     except LANCE_ERRORS as error:
@@ -127,3 +128,12 @@ def open_live(live: Path) -> lance.LanceDataset:
 
 def _has_versions(live: Path) -> bool:
     return any(live.glob("_versions/*.manifest"))
+
+
+@contextmanager
+def _unusable(live: Path) -> Iterator[None]:
+    """Say of what the operating system refuses that it is about the live database."""
+    try:
+        yield
+    except OSError as error:
+        raise UnsupportedLiveDatabase(f"{live} can not be looked at: {error.strerror}") from error

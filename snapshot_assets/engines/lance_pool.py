@@ -20,12 +20,13 @@ from snapshot_assets.model.manifest import Manifest
 __all__ = ["LancePool", "open_copy"]
 
 _WRITES: Final = (
-    "add_bases add_columns alter_columns cleanup_old_versions commit_existing_index_segments create_branch "
+    "add_bases add_columns alter_columns branches cleanup_old_versions commit_existing_index_segments create_branch "
     "create_index create_index_uncommitted create_scalar_index delete delete_config_keys drop_columns drop_index "
     "initialize_mem_wal insert mem_wal_writer merge merge_existing_index_segments merge_index_metadata merge_insert "
-    "migrate_manifest_paths_v2 optimize replace_field_metadata replace_schema replace_schema_metadata restore "
+    "migrate_manifest_paths_v2 optimize replace_field_metadata replace_schema replace_schema_metadata restore tags "
     "truncate_table update update_config update_field_metadata update_metadata update_schema_metadata"
 )
+"""Tags and branches are among them: they need no commit, and a snapshot has none to look at."""
 
 _DAMAGE: Final = ("corrupt", "decode", "too small", "not found")
 """In the message of the errors that Lance finds a dataset to be damaged with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from snapshot_assets.engines.lance_live import LANCE_ERRORS
+from snapshot_assets.engines.sql import folded
+from snapshot_assets.engines.tables import plain_field
 
 if TYPE_CHECKING:
     from pyarrow.compute import Expression
@@ -23,15 +26,18 @@ class LanceScan(pyarrow.dataset.Dataset):  # type: ignore[misc]  # pyarrow has n
 
     Lance reads only the columns that are asked for and, with its indexes, only the rows; of a filter that it does not
     understand, Arrow picks the rows. Columns of types that DuckDB does not know, such as 16-bit floats and 256-bit
-    decimals, are left out.
+    decimals, are left out, and so are columns whose names differ in case only: DuckDB would take one for the other.
     """
 
     # pyarrow's own datasets can not be constructed; DuckDB calls the two members below and no other.
     def __init__(self, source: lance.LanceDataset) -> None:
         self._source = source
         scanned = source.scanner().projected_schema
+        names = Counter(map(folded, scanned.names))
         with duckdb.connect(":memory:") as connection:
-            self._schema = pa.schema([field for field in scanned if _is_known(connection, field)])
+            self._schema = pa.schema(
+                [field for field in scanned if names[folded(field.name)] == 1 and _is_known(connection, field)]
+            )
 
     @property
     def schema(self) -> pa.Schema:
@@ -62,7 +68,7 @@ class LanceScan(pyarrow.dataset.Dataset):  # type: ignore[misc]  # pyarrow has n
 
 def _is_known(connection: duckdb.DuckDBPyConnection, field: pa.Field[pa.DataType]) -> bool:
     try:
-        connection.from_arrow(pa.schema([field]).empty_table())
+        connection.from_arrow(pa.schema([plain_field(field)]).empty_table())
     except duckdb.NotImplementedException:
         return False
     return True

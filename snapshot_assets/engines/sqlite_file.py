@@ -72,7 +72,7 @@ class SQLiteFile:
     @contextmanager
     def staged_query(self, folder: Path, files: Sequence[str]) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
         path = folder / the_only_file(files)
-        with closing(open_immutable(path)) as connection:
+        with closing(_open(path)) as connection:
 
             def query(sql: str) -> list[tuple[Any, ...]]:
                 try:
@@ -126,11 +126,18 @@ def staged_file(staging: Path, path: str, mode: int, version: str) -> Captured:
     return Captured((staged,), version, _STORAGE_VERSION)
 
 
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return open_immutable(path)
+    except sqlite3.Error as error:
+        raise CorruptCapture(f"SQLite does not open the copy {path}: {error}") from error
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
     """A copy, open read-only; whatever SQLite finds wrong with it is a `CorruptCapture`."""
     try:
-        with closing(open_immutable(path)) as connection:
+        with closing(_open(path)) as connection:
             yield connection
     except sqlite3.Error as error:
         raise CorruptCapture(f"SQLite does not read the copy {path}: {error}") from error

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
+
+import pyarrow as pa
 
 from snapshot_assets.errors import ConfigurationError, CorruptCapture
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import TableContent
+from snapshot_assets.model.schema import TableSchema
 
-__all__ = ["check_tables", "chosen_tables", "the_only_file"]
+__all__ = ["check_tables", "chosen_tables", "plain_field", "table_schema", "the_only_file"]
 
 _Key = TypeVar("_Key")
 
@@ -64,3 +67,39 @@ def check_tables(
             )
         if actual.schema.fields != wanted.schema.fields:
             raise CorruptCapture(f"the copy {path} has other columns in table {name!r} than were captured")
+
+
+def table_schema(columns: pa.Schema) -> TableSchema:
+    """The columns in their stored form, which is the same in every process.
+
+    Extension types of Python packages stand as what they are stored in: which ones a process knows depends on its
+    imports.
+    """
+    return TableSchema.from_arrow(pa.schema([plain_field(field) for field in columns], metadata=columns.metadata))
+
+
+def plain_field(field: pa.Field) -> pa.Field:
+    """A column as every process knows it, without extension types of Python packages."""
+    metadata = {key: value for key, value in (field.metadata or {}).items() if not key.startswith(b"ARROW:extension:")}
+    return pa.field(field.name, _plain_type(field.type), field.nullable, metadata or None)
+
+
+def _plain_type(data_type: pa.DataType) -> pa.DataType:
+    if isinstance(data_type, pa.ExtensionType):
+        return _plain_type(data_type.storage_type)
+    if pa.types.is_struct(data_type):
+        return pa.struct([plain_field(field) for field in data_type.fields])
+    if pa.types.is_map(data_type):
+        return pa.map_(plain_field(data_type.key_field), plain_field(data_type.item_field))
+    if pa.types.is_fixed_size_list(data_type):
+        return pa.list_(plain_field(data_type.value_field), data_type.list_size)
+    for is_kind, make in _LISTS:
+        if is_kind(data_type):
+            return make(plain_field(data_type.value_field))
+    return data_type
+
+
+_LISTS: Final[tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Field], pa.DataType]], ...]] = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+)

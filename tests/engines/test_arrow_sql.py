@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import duckdb
@@ -86,3 +87,25 @@ def test_many_threads_read_at_once(sql: ArrowSQL) -> None:
     for thread in threads:
         thread.join(60)
     assert answers == [[(1_000, 499_500)]] * 40
+
+
+def test_a_tables_name_is_not_taken_for_the_scan_of_another() -> None:
+    tables = {
+        "items": pyarrow.dataset.dataset(pa.table({"i": [1]})),
+        "orders.items": pyarrow.dataset.dataset(pa.table({"i": [2]})),
+    }
+    with closing(ArrowSQL("orders", tables)) as sql:
+        assert sql.rows("select i from items") == [(1,)]
+        assert sql.rows('select i from "orders.items"') == [(2,)]
+
+
+def test_a_table_without_a_name_is_left_out() -> None:
+    tables = {"": pyarrow.dataset.dataset(ORDERS), "orders": pyarrow.dataset.dataset(ORDERS)}
+    with closing(ArrowSQL("orders", tables)) as sql:
+        assert sql.rows("select count(*) from orders") == [(1_000,)]
+
+
+@pytest.mark.parametrize("function", ["enable_logging()", "enable_logging(storage='stdout')", "enable_profiling()"])
+def test_no_select_changes_what_the_instance_does_for_others(sql: ArrowSQL, function: str) -> None:
+    with pytest.raises(duckdb.InvalidInputException, match="locked"):
+        sql.query(f"select * from {function}")

@@ -22,6 +22,7 @@ from snapshot_assets.errors import (
     ReaderError,
     SnapshotDamaged,
     UnsupportedLiveDatabase,
+    ValidationFailed,
 )
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import Manifest, TableContent
@@ -278,3 +279,59 @@ def test_a_connection_is_the_engines_own_cursor_with_nothing_in_between(tmp_path
 def test_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="threads"):
         ENGINE.check_dataset(Dataset("flights", "duckdb", tmp_path / "x.duckdb", options={"threads": 1}))
+
+
+def test_schemas_in_schemas_and_schemas_of_the_datasets_name_are_captured(tmp_path: Path) -> None:
+    _, tables, _ = staged(
+        tmp_path,
+        "create schema flights",
+        "create table flights.legs as select range i from range(3)",
+        "create schema flights.old",
+        "create table flights.old.legs(i bigint not null)",
+        "create table main.legs as select 1 i",
+    )
+    assert {name: table.row_count for name, table in tables.items()} == {
+        "flights.legs": 3,
+        "flights.old.legs": 0,
+        "legs": 1,
+    }
+    assert columns(tables["flights.old.legs"]) == [("i", "int64", False)]
+
+
+def test_types_that_packages_of_a_process_add_do_not_change_the_columns(tmp_path: Path) -> None:
+    folder, tables, _ = staged(tmp_path, "create table points as select 'POINT(1 1)'::geometry as place")
+
+    class Place(pa.ExtensionType):  # type: ignore[misc]  # pyarrow has no types
+        def __init__(self) -> None:
+            super().__init__(pa.binary(), "geoarrow.wkb")
+
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, _storage: pa.DataType, _serialized: bytes) -> Place:
+            return cls()
+
+    pa.register_extension_type(Place())
+    try:
+        ENGINE.verify(folder, ["flights.duckdb"], tables, "full")
+    finally:
+        pa.unregister_extension_type("geoarrow.wkb")
+
+
+@pytest.mark.parametrize("name", ["a?b.duckdb", "a\\b.duckdb"])
+def test_a_path_that_duckdb_takes_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    duckdb.connect(str(tmp_path / "live.duckdb")).close()
+    live = (tmp_path / "live.duckdb").rename(tmp_path / name)
+    dataset = Dataset("flights", "duckdb", live)
+    with pytest.raises(UnsupportedLiveDatabase, match="backslash or a question mark"):
+        ENGINE.check_dataset(dataset)
+    with pytest.raises(UnsupportedLiveDatabase, match="backslash or a question mark"):
+        ENGINE.capture(dataset, tmp_path, timeout=1)
+
+
+@pytest.mark.parametrize("text", ["", ";", "-- nothing"])
+def test_a_validators_text_without_a_statement_fails(tmp_path: Path, text: str) -> None:
+    folder, _, _ = staged(tmp_path, "create table t(i int)")
+    with ENGINE.staged_query(folder, ["flights.duckdb"]) as query, pytest.raises(ValidationFailed):
+        query(text)

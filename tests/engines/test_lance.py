@@ -487,3 +487,11 @@ def test_what_goes_round_the_lease_is_refused_at_its_commit(dataset: Dataset, tm
         WRITES[write](pool.acquire())
     assert lance.dataset(tmp_path / "staging" / "orders.lance").versions()[-1]["version"] == 1
     pool.close()
+
+
+def test_a_path_that_the_operating_system_refuses_is_refused(tmp_path: Path) -> None:
+    dataset = Dataset("orders", "lance", tmp_path / ("n" * 300))
+    with pytest.raises(UnsupportedLiveDatabase, match="can not be looked at"):
+        LanceEngine().check_dataset(dataset)
+    with pytest.raises(UnsupportedLiveDatabase, match="can not be looked at"):
+        LanceEngine().capture(dataset, tmp_path, timeout=1)

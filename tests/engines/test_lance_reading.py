@@ -13,11 +13,12 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from lance.arrow import bfloat16_array
 
 from snapshot_assets.engines.arrow_sql import ArrowSQL
 from snapshot_assets.engines.lance import LanceEngine
 from snapshot_assets.engines.lance_scan import LanceScan
-from snapshot_assets.errors import ReaderError, ReadOnlyDataset, SnapshotDamaged
+from snapshot_assets.errors import ReaderError, ReadOnlyDataset, SnapshotDamaged, UnsupportedLiveDatabase
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import Manifest
 from snapshot_assets.testing.engine_contract import manifest_for
@@ -261,3 +262,47 @@ def test_a_copy_that_can_not_be_opened_for_another_reason_is_kept(
     with pytest.raises(ReaderError, match="Too many open files") as caught:
         ENGINE.open_pool(folder, manifest)
     assert not isinstance(caught.value, SnapshotDamaged)
+
+
+def test_columns_that_differ_in_case_only_are_left_out_of_sql(dataset: Dataset, tmp_path: Path) -> None:
+    with ENGINE.connect_live(dataset) as live:
+        live.write(pa.table({"A": [1], "a": [2], "b": [3], "É": [4], "é": [5]}))
+    folder, manifest = local_copy(dataset, tmp_path)
+    with closing(ENGINE.open_pool(folder, manifest)) as pool:
+        assert pool.query("select * from orders").to_pylist() == [{"b": 3, "É": 4, "é": 5}]
+        assert pool.acquire().to_table().to_pylist() == [{"A": 1, "a": 2, "b": 3, "É": 4, "é": 5}]
+        with pytest.raises(duckdb.BinderException):
+            pool.query('select "a" from orders')
+
+
+def test_a_dataset_of_which_sql_can_read_nothing_is_refused_before_it_is_published(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    with ENGINE.connect_live(dataset) as live:
+        live.write(pa.table({"half": pa.array([1.0], pa.float16())}))
+    with pytest.raises(UnsupportedLiveDatabase, match="no column"):
+        local_copy(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("references", ["tags", "branches"])
+def test_no_tag_or_branch_is_written_into_a_local_copy(dataset: Dataset, tmp_path: Path, references: str) -> None:
+    with ENGINE.connect_live(dataset) as live:
+        live.write(wide_rows())
+    folder, manifest = local_copy(dataset, tmp_path)
+    with closing(ENGINE.open_pool(folder, manifest)) as pool:
+        opened = pool.acquire()
+        for snapshot in (opened, opened.checkout_version(opened.version)):
+            with pytest.raises(ReadOnlyDataset):
+                getattr(snapshot, references).create("mine", opened.version)
+    assert sorted(path.name for path in (folder / "orders.lance").iterdir()) == ["_versions", "data"]
+
+
+def test_columns_of_python_extension_types_are_read_as_what_they_are_stored_as(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    with ENGINE.connect_live(dataset) as live:
+        live.write(pa.table({"id": [1, 2], "b": bfloat16_array([1.0, 2.0])}))
+    folder, manifest = local_copy(dataset, tmp_path)
+    with closing(ENGINE.open_pool(folder, manifest)) as pool:
+        found = pool.query("select id, octet_length(b) as size from orders where id = 2 and b is not null")
+        assert found.to_pylist() == [{"id": 2, "size": 2}]

@@ -20,7 +20,7 @@ from snapshot_assets.engines.cayenne.commit import commit_state
 from snapshot_assets.engines.cayenne.data_files import read_batches, write_files
 from snapshot_assets.engines.cayenne.deletions import read_positions, write_positions
 from snapshot_assets.engines.cayenne.gates import writing
-from snapshot_assets.engines.cayenne.leftovers import Unfinished, remove_leftovers, sweep
+from snapshot_assets.engines.cayenne.leftovers import Unfinished, remove_leftovers, sweep, unknown_folders
 from snapshot_assets.engines.cayenne.metastore import deletions_folder, file_path, snapshot_folder, table_folder
 from snapshot_assets.engines.cayenne.rows import partition_key, partitioned
 from snapshot_assets.engines.cayenne.slice_import import import_slice
@@ -242,12 +242,14 @@ class Change:
         that is here already must have the same bytes.
 
         Raises:
-            ConfigurationError: a file of the name is here and differs, or the slice clashes with another dataset.
+            ConfigurationError: a file of the name is here and differs, the slice clashes with another dataset, or
+                another metastore may have a table in a folder that the slice needs.
             PathOutsideAnchor, DocumentDamaged: the slice can not be imported; see `import_slice`.
             LiveDatabaseBusy: another program kept the metastore locked.
         """
         new = {str(row[0]) for row in parse_slice(document).tables["cayenne_table"]}
         old = {part.table_id for part in self.before.parts} | {self.table_id} if self.before else set()
+        self._refuse_folders_of_others(sorted(new))
         self._unfinished.note(*sorted(new | old))
         for path in slice_files(document):
             target = self._live.data / path
@@ -265,6 +267,21 @@ class Change:
         self._is_committing = True
         with self._live.lock:
             import_slice(self._live.connection, document, self._live.data, name=self._live.name)
+
+    def _refuse_folders_of_others(self, table_ids: Sequence[str]) -> None:
+        """A folder of a table that this metastore does not have may be one of another, whose files would be taken."""
+        live = self._live
+        with live.lock:
+            if unknown_folders(live.connection, live.data, table_ids):
+                # A change of this metastore that was killed may have left them.
+                sweep(live.connection, live.data, live.metastore)
+            folders = unknown_folders(live.connection, live.data, table_ids)
+        if folders:
+            raise ConfigurationError(
+                f"{folders[0]} is there already, and is of no table in {live.metastore}",
+                hint="Name the metastore of this root, or restore into another root.",
+                dataset=live.name,
+            )
 
     def undo(self) -> None:
         """Remove the files of a change that was not made; once the transaction began, the next change decides."""

@@ -16,6 +16,7 @@ import vortex.io
 from blake3 import blake3
 
 from snapshot_assets.durable import is_full, sync_folder
+from snapshot_assets.engines.sql import folded
 from snapshot_assets.errors import CaptureError, CorruptCapture, SnapshotAssetsError, UnsupportedLiveDatabase
 from snapshot_assets.ids import new_ulid
 
@@ -69,10 +70,12 @@ def check_schema(schema: pa.Schema) -> None:
     """Refuse columns that Vortex could not give back as they were.
 
     Raises:
-        UnsupportedLiveDatabase: there is no column, a name stands twice, or Vortex has no such type.
+        UnsupportedLiveDatabase: there is no column, SQL could not tell two names apart, or Vortex has no such type.
     """
-    if not len(schema) or len(set(schema.names)) != len(schema):
-        raise UnsupportedLiveDatabase("a table has at least one column, and every column a name of its own")
+    if not len(schema) or len(set(map(folded, schema.names))) != len(schema):
+        raise UnsupportedLiveDatabase(
+            "a table has at least one column, and every column a name of its own, whatever the case of its letters"
+        )
     for field in schema:
         nulls = pa.table([pa.nulls(1, field.type)], schema=pa.schema([field.with_nullable(True)]))
         wanted = pa.struct(nulls.schema)

@@ -36,7 +36,7 @@ from snapshot_assets.engines.contract import Captured, Optimized, StagedFile, Ve
 from snapshot_assets.engines.copying import read_live_header
 from snapshot_assets.engines.links import stage_file
 from snapshot_assets.engines.sqlite_capture import MAGIC
-from snapshot_assets.engines.tables import check_tables, chosen_tables
+from snapshot_assets.engines.tables import check_tables, chosen_tables, table_schema
 from snapshot_assets.errors import (
     ConfigurationError,
     EngineTooOld,
@@ -48,7 +48,6 @@ from snapshot_assets.errors import (
 )
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import Layout, Manifest, TableContent
-from snapshot_assets.model.schema import TableSchema
 from snapshot_assets.paths import real_path
 
 __all__ = ["CayenneEngine"]
@@ -79,8 +78,13 @@ class CayenneEngine:
                 dataset=dataset.name,
             )
         root, metastore = dataset.real_path, _metastore(dataset)
-        if root.exists() and not root.is_dir():
-            raise UnsupportedLiveDatabase(f"{dataset.path} is not a folder", dataset=dataset.name)
+        try:
+            if root.exists() and not root.is_dir():
+                raise UnsupportedLiveDatabase(f"{dataset.path} is not a folder", dataset=dataset.name)
+        except OSError as error:
+            raise UnsupportedLiveDatabase(
+                f"{dataset.path} can not be looked at: {error.strerror}", dataset=dataset.name
+            ) from error
         if metastore.is_relative_to(data_folder(root)) or metastore.is_relative_to(real_path(data_folder(root))):
             raise ConfigurationError(
                 f"the metastore {metastore} lies in the data folder of {root}",
@@ -204,7 +208,7 @@ def _stage(data: Path, path: str, staging: Path) -> StagedFile:
 
 
 def _content(state: TableState) -> TableContent:
-    return TableContent(TableSchema.from_arrow(state.schema), state.live_rows)
+    return TableContent(table_schema(state.schema), state.live_rows)
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from snapshot_assets.engines.cayenne.metastore import metastore_error, table_fol
 from snapshot_assets.engines.cayenne.state import Part, TableState, load_state
 from snapshot_assets.ids import new_ulid
 
-__all__ = ["Unfinished", "remove_leftovers", "sweep"]
+__all__ = ["Unfinished", "remove_leftovers", "sweep", "unknown_folders"]
 
 _NOTES: Final = ".unfinished"
 
@@ -126,14 +126,19 @@ def _settled(connection: sqlite3.Connection, data: Path, metastore: Path, conten
         return True  # its change was killed before it made anything
     if noted.get("metastore") != str(metastore):
         return False
-    unknown = [table_id for table_id in table_ids if not _is_known(connection, table_id)]
-    folders = [folder for table_id in unknown if (folder := table_folder(data, table_id)).exists()]
+    folders = unknown_folders(connection, data, table_ids)
     if not folders:
         return True
     with may_delete(table_folder(data, noted["owner"])) as nobody_reads:
         for folder in folders if nobody_reads else ():
             shutil.rmtree(folder)
         return nobody_reads
+
+
+def unknown_folders(connection: sqlite3.Connection, data: Path, table_ids: Sequence[str]) -> list[Path]:
+    """The folders that are there of tables that the metastore does not have."""
+    unknown = [table_id for table_id in table_ids if not _is_known(connection, table_id)]
+    return [folder for table_id in unknown if (folder := table_folder(data, table_id)).exists()]
 
 
 def _is_known(connection: sqlite3.Connection, table_id: str) -> bool:

@@ -500,3 +500,42 @@ def test_names_and_types_are_found_without_vortex() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match="nothing"):
         _ = cayenne.nothing
+
+
+def test_names_that_sql_can_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedLiveDatabase, match="case"):
+        CayenneTable.create(tmp_path, "orders", pa.schema([("A", pa.int64()), ("a", pa.int64())]))
+    CayenneTable.create(tmp_path, "orders", pa.schema([("É", pa.int64()), ("é", pa.int64())])).close()
+
+
+def test_types_that_packages_of_a_process_add_do_not_change_the_columns(tmp_path: Path) -> None:
+    class Month(pa.ExtensionType):  # type: ignore[misc]  # pyarrow has no types
+        def __init__(self) -> None:
+            super().__init__(pa.int64(), "tests.month")
+
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, _storage: pa.DataType, _serialized: bytes) -> Month:
+            return cls()
+
+    engine, dataset, staging = CayenneEngine(), Dataset("orders", "cayenne", tmp_path / "root"), tmp_path / "staging"
+    staging.mkdir()
+    pa.register_extension_type(Month())
+    try:
+        with engine.connect_live(dataset) as table:
+            table.append(pa.table({"m": pa.ExtensionArray.from_storage(Month(), pa.array([1, 2]))}))
+        files = [file.path for file in engine.capture(dataset, staging, timeout=5).files]
+        tables = engine.describe(dataset, staging, files)
+    finally:
+        pa.unregister_extension_type("tests.month")
+    engine.verify(staging, files, tables, "full")
+
+
+def test_a_path_that_the_operating_system_refuses_is_refused(tmp_path: Path) -> None:
+    dataset = Dataset("orders", "cayenne", tmp_path / ("n" * 300))
+    with pytest.raises(UnsupportedLiveDatabase, match="can not be looked at"):
+        CayenneEngine().check_dataset(dataset)
+    with pytest.raises(UnsupportedLiveDatabase, match="can not be looked at"):
+        CayenneEngine().capture(dataset, tmp_path, timeout=1)

@@ -163,3 +163,10 @@ def test_a_restore_that_is_killed_leaves_the_table_before_or_after(
     assert ids(root, "orders") == list(range(150))
     files = {path.name for path in root.glob("data/*/*/*.vortex")}
     assert len(files) == 2
+
+
+def test_a_folder_of_another_metastores_table_is_not_touched(store: SnapshotStore, tmp_path: Path, root: Path) -> None:
+    copy, other = pulled(store, 0, root / "copy"), tmp_path / "other.db"
+    with pytest.raises(ConfigurationError, match="is of no table in"):
+        restore_table(copy, root, "orders", metastore=other)
+    assert ids(root, "orders") == list(range(150))
