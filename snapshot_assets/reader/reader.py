@@ -66,6 +66,11 @@ class SnapshotReader:
     ) -> None:
         self.store = store
         self.data_dir = Path(data_dir).absolute()
+        if {"?", "\\"} & set(str(self.data_dir)):
+            raise ConfigurationError(
+                f"the data folder {self.data_dir} can not be used: DuckDB takes '?' and a backslash for something else",
+                hint="Name a folder without them.",
+            )
         self.settings = settings or ReaderSettings()
         self._clock = clock
         self._closed = threading.Event()

@@ -11,9 +11,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from snapshot_assets.cli import pull as pulling
 from snapshot_assets.cli.options import duration
 from snapshot_assets.cli.values import json_value, text_value
 from snapshot_assets.engines.cayenne import CayenneTable
+from snapshot_assets.engines.gate import write_gate
 from tests.cli.conftest import Cli
 
 Build = Callable[[int], Path]
@@ -201,6 +203,22 @@ def test_a_cayenne_dataset_is_pulled_into_a_metastore_in_use(cli: Cli, tmp_path:
         stock.append(ids)
         assert stock.count() == 6
     assert not list(root.glob(".building-*"))
+
+
+def test_a_table_that_is_being_written_is_not_pulled_over(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, ids = tmp_path / "root", pa.table({"id": [1, 2, 3]})
+    with CayenneTable.create(root, "stock", ids.schema) as stock:
+        stock.append(ids)
+        cli.json("publish", "stock", "--engine", "cayenne", "--path", root)
+        stock.append(ids)
+        monkeypatch.setattr(pulling, "_GATE_SECONDS", 0.1)
+        with write_gate(root / "stock"):
+            metastore = root / "metadata" / "cayenne.db"
+            error = cli.json("pull", "stock", "--to", root, "--into-metastore", metastore, code=1)["error"]
+        assert error["kind"] == "LiveDatabaseBusy"
+        assert stock.count() == 6
 
 
 def test_only_a_cayenne_dataset_is_pulled_into_a_metastore(cli: Cli, orders: Build, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from snapshot_assets.errors import SnapshotAssetsError, StoreUnavailable
+from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, StoreUnavailable
 from snapshot_assets.ids import new_incarnation_id
 from snapshot_assets.reader.provider import SnapshotProvider
+from snapshot_assets.reader.reader import SnapshotReader
+from snapshot_assets.store.snapshot_store import SnapshotStore
 from snapshot_assets.testing.faults import Fault
 from tests.reader.world import World
 
@@ -167,3 +169,11 @@ def test_a_start_serves_the_copy_that_was_served_last_whatever_the_times_of_its_
     provider = reader.follow("planes")
     assert provider.current.snapshot_id == 2
     assert provider.query("select distinct v from planes").to_pylist() == [{"v": 3}]
+
+
+@pytest.mark.parametrize("name", ["what?", "back\\slash"])
+def test_a_data_folder_that_duckdb_would_take_for_another_is_refused(tmp_path: Path, name: str) -> None:
+    store = SnapshotStore.open(tmp_path / "store")
+    with pytest.raises(ConfigurationError, match="DuckDB takes"):
+        SnapshotReader(store, tmp_path / name / "reader")
+    assert not (tmp_path / name).exists()
