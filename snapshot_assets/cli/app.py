@@ -11,12 +11,14 @@ import snapshot_assets
 from snapshot_assets.cli.change import pin, rollback, unpin
 from snapshot_assets.cli.demo import demo
 from snapshot_assets.cli.doctor import doctor
+from snapshot_assets.cli.lifecycle import drop, recreate, seal, unseal
 from snapshot_assets.cli.look import ls, pins, show
 from snapshot_assets.cli.optimize import optimize
 from snapshot_assets.cli.output import verb
 from snapshot_assets.cli.publish import publish
 from snapshot_assets.cli.pull import pull
 from snapshot_assets.cli.read import query, verify
+from snapshot_assets.cli.retention import cleanup, readers, repair
 from snapshot_assets.cli.serve import serve
 from snapshot_assets.cli.status import status
 
@@ -35,6 +37,8 @@ _GROUPS: Final[Mapping[str, Sequence[Callable[..., None]]]] = {
     "Publish and look": (publish, optimize, ls, show, status),
     "Read": (query, pull, verify, serve),
     "Change what is current": (rollback, pin, unpin, pins),
+    "Keep it small and whole": (cleanup, repair, readers),
+    "Drop and recreate": (seal, unseal, drop, recreate),
     "This machine": (doctor, demo),
 }
 

@@ -71,6 +71,7 @@ def _look_at_store(store: SnapshotStore) -> list[Finding]:
     if findings[-1].state == "failed":
         return findings
     findings.append(_finding("identity", lambda: _identity(objects)))
+    findings.append(_pending(store))
     probe = _probe(objects)
     findings.append(probe)
     if probe.state == "ok":
@@ -135,10 +136,25 @@ def _clock(objects: Store) -> Finding:
     return Finding("clock", "ok", "agrees with the store's")
 
 
+def _pending(store: SnapshotStore) -> Finding:
+    """What nobody has ended yet; a working writer is no fault, so this only warns."""
+    from snapshot_assets.maintenance.repair import all_pending
+
+    try:
+        rows = all_pending(store)
+    except SnapshotAssetsError as error:
+        return Finding("pending", "failed", f"{error.kind}: {error.message}", error.hint)
+    if not rows:
+        return Finding("pending", "ok", "no operation is unfinished")
+    told = [f"{row.dataset}: {row.kind} {row.subject}, {row.found}; settled by {row.settled_by}" for row in rows]
+    return Finding("pending", "warning", "\n".join(told), "`snapshot-assets repair` tells what it would do about them.")
+
+
 def _print(findings: list[Finding]) -> None:
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         mark, colour = _MARKS[finding.state]
-        typer.echo(f"{finding.name:<{width}}  " + typer.style(f"{mark:<7}", fg=colour) + f"  {finding.detail}")
+        detail = finding.detail.replace("\n", f"\n{'':<{width}}           ")
+        typer.echo(f"{finding.name:<{width}}  " + typer.style(f"{mark:<7}", fg=colour) + f"  {detail}")
         if finding.hint:
             typer.echo(f"{'':<{width}}           {finding.hint}")

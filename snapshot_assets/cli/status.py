@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,6 +13,7 @@ from snapshot_assets.cli.output import count, print_facts, print_json, size_text
 from snapshot_assets.errors import DocumentDamaged, NotFound, SnapshotAssetsError, UnsupportedFormatVersion
 
 if TYPE_CHECKING:
+    from snapshot_assets.maintenance.repair import RepairRow
     from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["status"]
@@ -19,6 +21,8 @@ __all__ = ["status"]
 
 def status(store: StoreUrl, store_option: StoreOptions = None, as_json: JsonOutput = False) -> None:
     """Show the store at a glance: how much it holds, who is writing, what is unfinished or damaged."""
+    from snapshot_assets.maintenance.repair import all_pending
+
     opened = open_store(store, store_option, read_only=True)
     heads = read_heads(opened)
     readable = [head for head in heads.values() if not isinstance(head, SnapshotAssetsError)]
@@ -32,7 +36,7 @@ def status(store: StoreUrl, store_option: StoreOptions = None, as_json: JsonOutp
         "data_bytes": sum(entry.data_bytes for entry in current),
         "published_at_ms": max((entry.committed_at_ms for head in readable for entry in head.snapshots), default=None),
         "writers": _writers(opened),
-        "unfinished": _unfinished(opened),
+        "unfinished": _unfinished(all_pending(opened)),
         "damaged": [
             error.to_json() | {"dataset": name}
             for name, error in heads.items()
@@ -68,11 +72,21 @@ def _writers(store: SnapshotStore) -> list[dict[str, Any]]:
     return held
 
 
-def _unfinished(store: SnapshotStore) -> list[dict[str, str]]:
-    """The operations that no writer has ended yet: at work now, or left by a dead one."""
-    keys = sorted(listed.key for listed in store.objects.list("recovery/"))
-    found = [key.removesuffix(".json").split("/") for key in keys]
-    return [{"dataset": parts[1], "operation_id": parts[2]} for parts in found if len(parts) == 3]
+def _unfinished(pending: Iterable[RepairRow]) -> list[dict[str, str]]:
+    """The operations that nobody has ended yet, at work now or left by the dead, and what settles them."""
+    told: list[dict[str, str]] = []
+    for row in pending:
+        found = row.found if row.error is None else f"{row.error.kind}: {row.error.message}"
+        told.append(
+            {
+                "dataset": row.dataset,
+                "operation_id": row.subject.rpartition("/")[2].removesuffix(".json"),
+                "kind": row.kind,
+                "found": found,
+                "settled_by": row.settled_by,
+            }
+        )
+    return told
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -88,8 +102,8 @@ def _print(document: dict[str, Any]) -> None:
         renewed = time_text(writer["renewed_at_ms"])
         typer.echo(f"  writing: {writer['dataset']} by process {writer['pid']} on {writer['host']}, renewed {renewed}")
     for operation in document["unfinished"]:
-        typer.echo(
-            f"  unfinished: {operation['dataset']} operation {operation['operation_id']}; its next writer settles it"
-        )
+        named = f"{operation['dataset']} {operation['kind']} {operation['operation_id']}"
+        typer.echo(f"  unfinished: {named}, {operation['found']}")
+        typer.echo(f"    settled by {operation['settled_by']}")
     for damaged in document["damaged"]:
         typer.echo(f"  damaged: {damaged['dataset']}: {damaged['message']}")

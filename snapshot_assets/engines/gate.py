@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,7 +29,13 @@ def gate_path(live: Path) -> Path:
 
 
 @contextmanager
-def write_gate(live: Path, *, timeout: float | None = None, dataset: str | None = None) -> Iterator[None]:
+def write_gate(
+    live: Path,
+    *,
+    timeout: float | None = None,
+    dataset: str | None = None,
+    on_wait: Callable[[], None] | None = None,
+) -> Iterator[None]:
     """Hold the write gate of a live database.
 
     Excludes every other holder, in this process and in others, until the end of the block; when a holder dies, the
@@ -39,6 +45,7 @@ def write_gate(live: Path, *, timeout: float | None = None, dataset: str | None 
         live: the live database; it need not exist yet. The folder of the lock file is made if it is missing.
         timeout: seconds to wait for another holder; without end, when it is left out.
         dataset: named to whoever waits in vain.
+        on_wait: called again and again while it waits; what it raises ends the waiting.
 
     Raises:
         LiveDatabaseBusy: somebody else held it for `timeout` seconds.
@@ -51,7 +58,7 @@ def write_gate(live: Path, *, timeout: float | None = None, dataset: str | None 
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         with _errors_of(lock, dataset):
-            _lock(descriptor, lock, live, timeout, dataset)
+            _lock(descriptor, lock, live, timeout, dataset, on_wait)
         try:
             with _errors_of(lock, dataset):
                 _sign(descriptor, {"pid": os.getpid(), "dataset": dataset})
@@ -78,7 +85,14 @@ def _errors_of(lock: Path, dataset: str | None) -> Iterator[None]:
         ) from error
 
 
-def _lock(descriptor: int, lock: Path, live: Path, timeout: float | None, dataset: str | None) -> None:
+def _lock(
+    descriptor: int,
+    lock: Path,
+    live: Path,
+    timeout: float | None,
+    dataset: str | None,
+    on_wait: Callable[[], None] | None,
+) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         try:
@@ -90,6 +104,8 @@ def _lock(descriptor: int, lock: Path, live: Path, timeout: float | None, datase
                     hint="Wait until the other writer is done, or raise the timeout.",
                     dataset=dataset,
                 ) from None
+            if on_wait is not None:
+                on_wait()
             time.sleep(_POLL_SECONDS)
         else:
             return

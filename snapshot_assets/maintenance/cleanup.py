@@ -173,7 +173,12 @@ class Cleaner:
             deleted = self._finish(head, sidecars, listed)
             self._forget_audits(dataset, sidecars)
         gone = {one.key for one in deleted}
-        plan = self._plan(head, sidecars, [one for one in listed if one.key not in gone])
+        try:
+            plan = self._plan(head, sidecars, [one for one in listed if one.key not in gone])
+        except SnapshotDamaged:
+            if self._store.head(dataset).revision != head.revision:
+                raise _HeadMoved from None  # what is missing may have been collected by another cleanup
+            raise
         self._failpoints.hit(CLEANUP_AFTER_PLAN)
         row = CleanupRow(
             dataset,
@@ -202,7 +207,7 @@ class Cleaner:
         ]
         if not due:
             return []
-        heal(self._objects, head, due, clock=self._clock, by=self._by)
+        heal(self._store, head, due, clock=self._clock, by=self._by)
         left = {one.key for one in self._objects.list(dataset_prefix(head.dataset))}
         return [one for one in listed if one.key not in left]
 
@@ -263,14 +268,19 @@ class Cleaner:
         row = replace(row, outcome="cleaned", not_before_ms=sidecar.not_before_ms)
         if self._grace_ms:
             return row
-        heal(self._objects, after, [sidecar], clock=self._clock, by=self._by)
+        verdicts = heal(self._store, after, [sidecar], clock=self._clock, by=self._by)
         self._failpoints.hit(CLEANUP_AFTER_END)
+        if verdicts[sidecar.operation_id].outcome is None:
+            return row
         return replace(
             row, deleted_objects=row.deleted_objects + row.objects, deleted_bytes=row.deleted_bytes + row.data_bytes
         )
 
     def _remove_entries(self, head: Head, sidecar: Sidecar) -> Head:
+        found: list[Head] = []
+
         def remove(now: Head) -> Head:
+            found.append(now)
             if now.revision != head.revision:
                 raise _HeadMoved
             return now.without(sidecar.removes or ())
@@ -278,9 +288,11 @@ class Cleaner:
         try:
             return change_head(self._store, head.dataset, sidecar.operation_id, remove, clock=self._clock)
         except _HeadMoved:
-            # The revision that it was planned on is gone, so it can not take effect any more.
-            write_audit(self._objects, sidecar, Outcome.DISCARDED, clock=self._clock, by=self._by)
-            retire(self._objects, sidecar)
+            # The revision that it was planned on is gone, so it can not take effect any more. When its entries are
+            # gone, too, it did, perhaps, and the answer was lost: the next pass finds its sidecar and finishes it.
+            if any(found[-1].entry(snapshot_id) for snapshot_id in sidecar.removes or ()):
+                write_audit(self._objects, sidecar, Outcome.DISCARDED, clock=self._clock, by=self._by)
+                retire(self._objects, sidecar)
             raise
 
     def _forget_audits(self, dataset: str, sidecars: list[Sidecar]) -> None:

@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from snapshot_assets.clock import Clock
-from snapshot_assets.errors import ConfirmationRequired, DatasetDropped, MaintenanceError, SnapshotInUse
+from snapshot_assets.errors import (
+    ConfirmationRequired,
+    DatasetDropped,
+    DocumentDamaged,
+    IncarnationChanged,
+    MaintenanceError,
+    SnapshotInUse,
+    UnsupportedFormatVersion,
+)
 from snapshot_assets.failpoints import (
     DROP_AFTER_COMMIT,
     DROP_AFTER_END,
@@ -22,7 +30,7 @@ from snapshot_assets.failpoints import (
     NO_FAILPOINTS,
     Failpoints,
 )
-from snapshot_assets.ids import new_incarnation_id, new_operation_id
+from snapshot_assets.ids import IncarnationId, new_operation_id
 from snapshot_assets.maintenance.readers import known_readers, served_snapshots
 from snapshot_assets.model.head import Head, Status
 from snapshot_assets.model.manifest import incarnation_prefix
@@ -42,7 +50,8 @@ class DropResult:
     Attributes:
         outcome: `planned` when it was not confirmed: nothing was changed.
         needed_by: who needs the dataset: its pins, and the live readers that serve it.
-        deleted_objects: how many objects of the incarnation were deleted.
+        snapshots: how many snapshots the head listed.
+        deleted_objects: how many objects of the incarnation were deleted, or would be.
         deleted_bytes: their size.
     """
 
@@ -50,6 +59,7 @@ class DropResult:
     incarnation: str
     outcome: Literal["planned", "dropped"]
     needed_by: tuple[str, ...]
+    snapshots: int = 0
     deleted_objects: int = 0
     deleted_bytes: int = 0
 
@@ -60,6 +70,7 @@ class DropResult:
             "incarnation": self.incarnation,
             "outcome": self.outcome,
             "needed_by": list(self.needed_by),
+            "snapshots": self.snapshots,
             "deleted_objects": self.deleted_objects,
             "deleted_bytes": self.deleted_bytes,
         }
@@ -88,7 +99,7 @@ def unsealed(head: Head) -> Head:
     return replace(head, status=Status.ACTIVE, epoch=head.epoch + 1)
 
 
-def recreated(head: Head, engine: str | None) -> Head:
+def recreated(head: Head, incarnation: IncarnationId, engine: str | None) -> Head:
     """The head of a new incarnation under the same name: empty, active, and counting on.
 
     Raises:
@@ -101,7 +112,7 @@ def recreated(head: Head, engine: str | None) -> Head:
         )  # fmt: skip
     return Head(
         head.dataset,
-        new_incarnation_id(),
+        incarnation,
         engine or head.engine,
         revision=head.revision,
         generation=head.generation + 1,
@@ -139,28 +150,30 @@ def drop(
         SnapshotInUse: it is needed, and that was not overruled; it stays sealed.
         ConfirmationRequired: `force` without `confirm`.
         SidecarUnreadable: an operation that is pending can not be understood.
+        IncarnationChanged: another drop was faster, and the name lives again.
+        MaintenanceError: it was unsealed meanwhile.
     """
     if force and not confirm:
         raise ConfirmationRequired("a forced drop has to be confirmed", dataset=name)
     head = store.head(name)
+    snapshots = len(head.snapshots)
+    if head.status is Status.DROPPED and not _objects_of(store, head) and not pending_sidecars(store.objects, name):
+        raise DatasetDropped(f"{name!r} was dropped before; nothing of it is left", dataset=name)
     if not confirm:
-        _refuse_dropped(head)
-        return DropResult(name, head.incarnation, "planned", _needed_by(store, head, now_ms))
-    if head.status is Status.DROPPED:
-        if not _objects_of(store, head) and not pending_sidecars(store.objects, name):
-            raise DatasetDropped(f"{name!r} was dropped before; nothing of it is left", dataset=name)
-        needed_by: tuple[str, ...] = ()
-    else:
+        return _result(head, "planned", _needed_by(store, head, now_ms), len(head.snapshots), _objects_of(store, head))
+    needed_by: tuple[str, ...] = ()
+    if head.status is not Status.DROPPED:
         head = change_head(store, name, new_operation_id(), sealed, clock=clock)
         failpoints.hit(DROP_AFTER_SEAL)
         # While the entries are still listed, what has been published can be told from what never was.
-        _settle(store, head, clock)
+        _settle(store, name, clock)
         failpoints.hit(DROP_AFTER_SETTLED)
         needed_by = _needed_by(store, head, now_ms)
         if needed_by and not force:
             raise SnapshotInUse(
                 f"{name!r} is needed: {'; '.join(needed_by)}. It is sealed now and takes no writers",
-                hint=f"Remove what needs it and drop again, or force it; `unseal {name}` undoes the seal.",
+                hint="Remove what needs it and drop again, or force it; "
+                f"`snapshot-assets unseal {name}` undoes the seal.",
                 dataset=name,
             )
     _arm(store, head, clock)
@@ -170,9 +183,19 @@ def drop(
         head = change_head(store, name, new_operation_id(), lambda now: _dropped(now, seal), clock=clock)
         failpoints.hit(DROP_AFTER_COMMIT)
     sizes = _objects_of(store, head)
-    _settle(store, head, clock)
+    _settle(store, name, clock)
     failpoints.hit(DROP_AFTER_END)
-    return DropResult(name, head.incarnation, "dropped", needed_by, len(sizes), sum(sizes.values()))
+    return _result(head, "dropped", needed_by, snapshots, sizes)
+
+
+def _result(
+    head: Head,
+    outcome: Literal["planned", "dropped"],
+    needed_by: tuple[str, ...],
+    snapshots: int,
+    sizes: Mapping[str, int],
+) -> DropResult:
+    return DropResult(head.dataset, head.incarnation, outcome, needed_by, snapshots, len(sizes), sum(sizes.values()))
 
 
 def _refuse_dropped(head: Head) -> None:
@@ -183,9 +206,18 @@ def _refuse_dropped(head: Head) -> None:
 def _dropped(head: Head, seal: Head) -> Head:
     """The head as the fence of its name: it lists nothing, and readers see a higher generation.
 
-    Only the very seal under which it was checked may be committed: another one may mean something else.
+    Only the very seal under which it was checked may be committed: another one may mean something else. When another
+    dropper was faster, the head is what it should be.
     """
-    if head.status is not Status.SEALED or (head.incarnation, head.epoch) != (seal.incarnation, seal.epoch):
+    if head.incarnation != seal.incarnation:
+        raise IncarnationChanged(
+            f"{head.dataset!r} was dropped by somebody else, and recreated since; the new one was left alone",
+            hint="Look at what is there now before you drop it.",
+            dataset=head.dataset,
+        )
+    if head.status is Status.DROPPED:
+        return head
+    if head.status is not Status.SEALED or head.epoch != seal.epoch:
         raise MaintenanceError(
             f"{head.dataset!r} was unsealed while it was being dropped; nothing was deleted",
             hint="Drop it again if it should go.",
@@ -210,7 +242,10 @@ def _needed_by(store: SnapshotStore, head: Head, now_ms: int) -> tuple[str, ...]
         for pin in head.pins
         if pin.expires_at_ms is None or pin.expires_at_ms > now_ms
     ]
-    served = served_snapshots(known_readers(store.objects, now_ms), head.dataset, head.incarnation)
+    try:
+        served = served_snapshots(known_readers(store.objects, now_ms), head.dataset, head.incarnation)
+    except (DocumentDamaged, UnsupportedFormatVersion) as error:
+        return (*pins, f"perhaps a reader that can not be understood: {error.message}")
     return (*pins, *sorted({f"reader {reader}" for reader in served.values()}))
 
 
@@ -229,15 +264,14 @@ def _arm(store: SnapshotStore, head: Head, clock: Clock) -> None:
     store.objects.write_if_absent(sidecar_key(head.dataset, sidecar.operation_id), sidecar.to_bytes())
 
 
-def _settle(store: SnapshotStore, head: Head, clock: Clock) -> None:
-    """End the operations of the head's incarnation, as far as it allows; the drop itself, with the data, at last."""
-    pending = pending_sidecars(store.objects, head.dataset)
+def _settle(store: SnapshotStore, name: str, clock: Clock) -> None:
+    """End what is pending, as far as the head allows; the drop itself, with the data, at last."""
+    pending = pending_sidecars(store.objects, name)
+    pending.sort(key=lambda sidecar: sidecar.kind is SidecarKind.DROP)
     # Read after they were listed: an operation of a newer incarnation must not be taken for one of a lost one.
-    now = store.head(head.dataset)
-    mine = [sidecar for sidecar in pending if sidecar.incarnation == head.incarnation]
-    mine.sort(key=lambda sidecar: sidecar.kind is SidecarKind.DROP)
+    head = store.head(name)
     holder = this_holder()
-    heal(store.objects, now, mine, clock=clock, by=f"drop by process {holder.pid} on {holder.host}")
+    heal(store, head, pending, clock=clock, by=f"drop by process {holder.pid} on {holder.host}")
 
 
 def _objects_of(store: SnapshotStore, head: Head) -> Mapping[str, int]:

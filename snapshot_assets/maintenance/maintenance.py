@@ -16,11 +16,12 @@ from snapshot_assets.errors import (
     Conflict,
     MaintenanceError,
     SnapshotAssetsError,
+    SnapshotDamaged,
     SnapshotMissing,
     StoreError,
 )
 from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
-from snapshot_assets.ids import OperationId, new_operation_id, new_ulid
+from snapshot_assets.ids import OperationId, new_incarnation_id, new_operation_id, new_ulid
 from snapshot_assets.maintenance.cleanup import Cleaner, CleanupRow
 from snapshot_assets.maintenance.lifecycle import DropResult, drop, recreated, sealed, unsealed
 from snapshot_assets.maintenance.optimize import OptimizeResult, optimize_and_publish
@@ -110,7 +111,7 @@ class Maintenance:
 
     def _make_current(self, name: str, snapshot_id: int, expected_generation: int | None) -> Undo:
         head = self._store.head(name)
-        verify_snapshot(self._store, head, _listed(head, snapshot_id), "sizes")
+        self._verified(head, snapshot_id, "sizes")
         replaced: list[int | None] = []
 
         def move(now: Head) -> Head:
@@ -207,7 +208,18 @@ class Maintenance:
         wanted = head.current_snapshot_id if snapshot_id is None else snapshot_id
         if wanted is None:
             raise SnapshotMissing(f"{name!r} has no current snapshot", hint="Publish it first.", dataset=name)
-        return verify_snapshot(self._store, head, _listed(head, wanted), level)
+        return self._verified(head, wanted, level)
+
+    def _verified(self, head: Head, snapshot_id: int, level: VerifyDepth) -> VerifyReport:
+        try:
+            return verify_snapshot(self._store, head, _listed(head, snapshot_id), level)
+        except SnapshotDamaged:
+            now = self._store.head(head.dataset)
+            if now.incarnation == head.incarnation and now.entry(snapshot_id) is not None:
+                raise
+            raise SnapshotMissing(
+                f"snapshot {snapshot_id} of {head.dataset!r} was removed while it was looked at", dataset=head.dataset
+            ) from None
 
     def optimize(self, dataset: Dataset, *, publisher: Publisher | None = None) -> OptimizeResult:
         """Rewrite a live database so that it is small and fast to read, and publish it as the next snapshot.
@@ -349,7 +361,8 @@ class Maintenance:
         """
         if engine is not None:
             engine_source(engine)
-        return self._change(name, "recreate", lambda head: recreated(head, engine))
+        fresh = new_incarnation_id()
+        return self._change(name, "recreate", lambda head: recreated(head, fresh, engine))
 
     def readers(self) -> list[KnownReader]:
         """The readers that announce themselves, alive or not, sorted by id.

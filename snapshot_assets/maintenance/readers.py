@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from snapshot_assets.errors import NotFound
+from snapshot_assets.errors import DocumentDamaged, NotFound
 from snapshot_assets.model.announcement import MAX_ANNOUNCEMENT_BYTES, READERS_PREFIX, Announcement
 from snapshot_assets.store.contract import Store
 
@@ -51,7 +51,11 @@ def known_readers(objects: Store, now_ms: int) -> list[KnownReader]:
             data = objects.read(listed.key, limit=MAX_ANNOUNCEMENT_BYTES).data
         except NotFound:
             continue
-        announcement = Announcement.parse(data, listed.key)
+        try:
+            announcement = Announcement.parse(data, listed.key)
+        except DocumentDamaged as error:
+            hint = f"Delete {listed.key}: a reader that lives announces itself again."
+            raise DocumentDamaged(error.message, hint=hint) from error
         readers.append(
             KnownReader(announcement, listed.last_modified_ms, announcement.is_alive(listed.last_modified_ms, now_ms))
         )

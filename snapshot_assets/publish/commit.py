@@ -29,6 +29,7 @@ __all__ = [
     "Proposal",
     "check_recordable",
     "check_schema",
+    "check_unfenced",
     "check_writable",
     "commit_to",
     "entry_of_key",
@@ -134,6 +135,22 @@ def check_writable(head: Head, engine: str) -> None:
         raise EngineMismatch(f"{head.dataset!r} is published by {head.engine}, not by {engine}", dataset=head.dataset)
 
 
+def check_unfenced(head: Head, manifest: Manifest, epoch: int) -> None:
+    """Refuse a head that is not the one any more that this operation began on.
+
+    Raises:
+        DatasetSealed, DatasetDropped, EngineMismatch, IncarnationChanged, Superseded: the operation was fenced.
+    """
+    operation = manifest.operation_id
+    check_writable(head, manifest.engine)
+    if head.incarnation != manifest.incarnation:
+        raise IncarnationChanged(
+            f"{head.dataset!r} was dropped and recreated", dataset=head.dataset, operation_id=operation
+        )
+    if head.epoch != epoch:
+        raise Superseded(f"another writer claimed {head.dataset!r}", dataset=head.dataset, operation_id=operation)
+
+
 def commit_to(head: Head, proposal: Proposal) -> Head:
     """The head with the proposed snapshot listed and current. Every condition of the plan is checked again.
 
@@ -145,13 +162,7 @@ def commit_to(head: Head, proposal: Proposal) -> Head:
     """
     manifest = proposal.manifest
     operation = manifest.operation_id
-    check_writable(head, manifest.engine)
-    if head.incarnation != manifest.incarnation:
-        raise IncarnationChanged(
-            f"{head.dataset!r} was dropped and recreated", dataset=head.dataset, operation_id=operation
-        )
-    if head.epoch != proposal.epoch:
-        raise Superseded(f"another writer claimed {head.dataset!r}", dataset=head.dataset, operation_id=operation)
+    check_unfenced(head, manifest, proposal.epoch)
     listed = entry_of_key(head, proposal.idempotency_key)
     if listed is not None:
         raise AlreadyPublished(head, listed)

@@ -113,9 +113,18 @@ def refuse_inactive(head: Head) -> None:
         DatasetDropped: it was dropped.
     """
     if head.status is Status.SEALED:
-        raise DatasetSealed(f"{head.dataset!r} is sealed", dataset=head.dataset)
+        raise DatasetSealed(
+            f"{head.dataset!r} is sealed",
+            hint=f"`snapshot-assets unseal {head.dataset}` lets writers in again; "
+            f"`snapshot-assets drop {head.dataset} --confirm` finishes a drop that was begun.",
+            dataset=head.dataset,
+        )
     if head.status is Status.DROPPED:
-        raise DatasetDropped(f"{head.dataset!r} was dropped", dataset=head.dataset)
+        raise DatasetDropped(
+            f"{head.dataset!r} was dropped",
+            hint=f"`snapshot-assets recreate {head.dataset}` lets the name live again, if it should.",
+            dataset=head.dataset,
+        )
 
 
 def _has_landed(head: Head, operation_id: str) -> bool:
@@ -139,6 +148,8 @@ def _settling(dataset: str, operation_id: str, *, is_open: bool) -> Iterator[Non
         raise RecoveryRequired(
             f"the store stopped answering while the head of {dataset!r} was being changed; "
             f"whether operation {operation_id} is visible is not known",
+            hint=f"`snapshot-assets show {dataset}` tells what is visible by now. Do the same again: the next writer "
+            "settles this operation first.",
             dataset=dataset,
             operation_id=operation_id,
         ) from error

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,9 +14,19 @@ from types import TracebackType
 from typing import Self
 
 from snapshot_assets.clock import Clock
-from snapshot_assets.errors import ConfigurationError, Conflict, NotFound, StoreError, StoreUnavailable, WriterBusy
+from snapshot_assets.errors import (
+    Aborted,
+    ConfigurationError,
+    Conflict,
+    DocumentDamaged,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+    WriterBusy,
+)
 from snapshot_assets.ids import new_ulid
 from snapshot_assets.model.lease import Holder, WriterLease, lease_key
+from snapshot_assets.publish.aborting import AbortSwitch
 from snapshot_assets.store.contract import Store
 
 __all__ = ["HeldLease", "LeaseBook", "this_holder"]
@@ -100,7 +111,7 @@ class LeaseBook:
         self._clock = clock
         self._sightings: dict[str, _Sighting] = {}
 
-    def acquire(self, dataset: str, *, wait: float = 0.0) -> HeldLease:
+    def acquire(self, dataset: str, *, wait: float = 0.0, switch: AbortSwitch | None = None) -> HeldLease:
         """Take the lease and keep it renewed until it is released.
 
         A lease passes on when it was released, when its holder was a process of this host that is gone, or when it
@@ -108,45 +119,26 @@ class LeaseBook:
 
         Raises:
             WriterBusy: somebody else held it for all of `wait` seconds.
+            Aborted: `switch` was thrown; no renewal or release comes after that, either.
         """
+        switch = switch or AbortSwitch(dataset)
+        objects = switch.guard(self._objects)
         deadline = self._clock.monotonic() + wait
-        pause = threading.Event()
         while True:
-            found = self._read(dataset)
+            found = _read(objects, dataset)
             mine = WriterLease(dataset, this_holder(), _process_id(os.getpid()), new_ulid(), self._duration_ms, 0)
             if found is None:
-                token = self._write(mine, None)
+                token = _write(objects, mine, None)
             else:
                 lease, seen = found
                 mine = replace(mine, counter=lease.counter + 1, extra=lease.extra)
-                token = self._write(mine, seen) if self._is_free(lease, seen) else None
+                token = _write(objects, mine, seen) if self._is_free(lease, seen) else None
             if token is not None:
                 self._sightings.pop(dataset, None)
-                return HeldLease(self._objects, mine, token, self._clock)
+                return HeldLease(objects, mine, token, self._clock)
             if self._clock.monotonic() >= deadline:
-                raise self._busy(dataset)
-            self._clock.wait(pause, min(_POLL_SECONDS, max(0.0, deadline - self._clock.monotonic())))
-
-    def _read(self, dataset: str) -> tuple[WriterLease, str] | None:
-        try:
-            found = self._objects.read(lease_key(dataset))
-        except NotFound:
-            return None
-        return WriterLease.parse(found.data, dataset), found.token
-
-    def _write(self, lease: WriterLease, token: str | None) -> str | None:
-        key = lease_key(lease.dataset)
-        try:
-            if token is None:
-                return self._objects.write_if_absent(key, lease.to_bytes())
-            return self._objects.write_if_match(key, lease.to_bytes(), token)
-        except Conflict:
-            return None
-        except StoreUnavailable:
-            found = self._read(lease.dataset)
-            if found is None or found[0].lease_id != lease.lease_id:
-                raise
-            return found[1]
+                raise _busy(objects, dataset)
+            self._clock.wait(switch.event, min(_POLL_SECONDS, max(0.0, deadline - self._clock.monotonic())))
 
     def _is_free(self, lease: WriterLease, token: str) -> bool:
         if lease.duration_ms == 0 or _is_gone(lease.holder):
@@ -158,16 +150,47 @@ class LeaseBook:
             return False
         return now - seen.since >= lease.duration_ms / 1000
 
-    def _busy(self, dataset: str) -> WriterBusy:
-        found = self._read(dataset)
-        if found is None:
-            return WriterBusy(f"another writer of {dataset!r} was faster", dataset=dataset)
-        holder = found[0].holder
-        return WriterBusy(
-            f"{dataset!r} is being written by process {holder.pid} on {holder.host}",
-            hint=f"Wait for it; if it has died, its lease passes on after {found[0].duration_ms / 1000:g} s unchanged.",
+
+def _read(objects: Store, dataset: str) -> tuple[WriterLease, str] | None:
+    try:
+        found = objects.read(lease_key(dataset))
+    except NotFound:
+        return None
+    try:
+        return WriterLease.parse(found.data, dataset), found.token
+    except DocumentDamaged as error:
+        raise DocumentDamaged(
+            error.message,
+            hint=f"Delete {lease_key(dataset)} when no writer of it is at work: a lease holds no data.",
             dataset=dataset,
-        )
+        ) from error
+
+
+def _write(objects: Store, lease: WriterLease, token: str | None) -> str | None:
+    key = lease_key(lease.dataset)
+    try:
+        if token is None:
+            return objects.write_if_absent(key, lease.to_bytes())
+        return objects.write_if_match(key, lease.to_bytes(), token)
+    except Conflict:
+        return None
+    except StoreUnavailable:
+        found = _read(objects, lease.dataset)
+        if found is None or found[0].lease_id != lease.lease_id:
+            raise
+        return found[1]
+
+
+def _busy(objects: Store, dataset: str) -> WriterBusy:
+    found = _read(objects, dataset)
+    if found is None:
+        return WriterBusy(f"another writer of {dataset!r} was faster", dataset=dataset)
+    holder = found[0].holder
+    return WriterBusy(
+        f"{dataset!r} is being written by process {holder.pid} on {holder.host}",
+        hint=f"Wait for it; if it has died, its lease passes on after {found[0].duration_ms / 1000:g} s unchanged.",
+        dataset=dataset,
+    )
 
 
 class HeldLease:
@@ -186,7 +209,7 @@ class HeldLease:
 
     def _renew(self) -> None:
         while not self._clock.wait(self._stop, self._lease.duration_ms / 3000):
-            with self._lock:
+            with self._lock, suppress(Aborted):
                 if self._stop.is_set() or not self._replace(replace(self._lease, counter=self._lease.counter + 1)):
                     return
 
@@ -207,11 +230,12 @@ class HeldLease:
         return not self._lost
 
     def release(self) -> None:
-        """Give the lease back. A failure is logged: the lease then runs out by itself."""
+        """Give the lease back. A failure is logged; then, and after an abort, the lease runs out by itself."""
         self._stop.set()
         with self._lock:
             if not self._lost:
-                self._replace(replace(self._lease, counter=self._lease.counter + 1, duration_ms=0))
+                with suppress(Aborted):
+                    self._replace(replace(self._lease, counter=self._lease.counter + 1, duration_ms=0))
         self._thread.join()
 
     def __enter__(self) -> Self:

@@ -17,7 +17,7 @@ from snapshot_assets.content.segments import HashedFile
 from snapshot_assets.content.snapshot import read_content
 from snapshot_assets.content.upload import Stored, store_content
 from snapshot_assets.engines.contract import Captured, Engine, VerifyLevel
-from snapshot_assets.errors import StoreError
+from snapshot_assets.errors import Aborted, StoreError
 from snapshot_assets.failpoints import (
     PUBLISH_AFTER_AUDIT,
     PUBLISH_AFTER_COMMIT,
@@ -44,10 +44,7 @@ from snapshot_assets.model.manifest import (
     manifest_key,
 )
 from snapshot_assets.model.sidecar import Sidecar, SidecarKind, sidecar_key
-from snapshot_assets.publish.commit import (
-    Proposal,
-    commit_to,
-)
+from snapshot_assets.publish.commit import Proposal, check_unfenced, commit_to
 from snapshot_assets.publish.heads import change_head
 from snapshot_assets.publish.lease import this_holder
 from snapshot_assets.publish.recovery import retire, write_audit
@@ -254,6 +251,7 @@ class Operation:
         """Look at what arrived in the store, before it is announced.
 
         Raises:
+            PublishError: this operation was fenced, and undone, by another writer.
             StoreError: something is missing or has another size.
             SnapshotDamaged: something has another digest.
         """
@@ -261,6 +259,8 @@ class Operation:
         arrived = {listed.key: listed.size for listed in self._objects.list(prefix)}
         for key, size in sizes.items():
             if arrived.get(key) != size:
+                # Whoever has fenced this operation has undone it: that is what there is to say.
+                check_unfenced(self._store.head(manifest.dataset), manifest, self._head.epoch)
                 raise StoreError(
                     f"{key} was uploaded with {size} bytes; the store lists {arrived.get(key, 'nothing')}",
                     hint="Publish again; if it happens again, check the store.",
@@ -284,7 +284,7 @@ class Operation:
             write_audit(self._objects, sidecar, Outcome.COMMITTED, clock=self._settings.clock, by=by)
             self._settings.failpoints.hit(PUBLISH_AFTER_AUDIT)
             retire(self._objects, sidecar)
-        except StoreError as error:
+        except (StoreError, Aborted) as error:
             _log.warning(
                 "operation %s is published; its sidecar is left to the next writer: %s", sidecar.operation_id, error
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -18,6 +19,7 @@ from snapshot_assets.errors import ConfigurationError, SidecarUnreadable, Snapsh
 from snapshot_assets.failpoints import NO_FAILPOINTS, PUBLISH_AFTER_LEASE, PUBLISH_AFTER_RECOVERY, Failpoints
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import MAX_SNAPSHOTS, Head, SnapshotEntry
+from snapshot_assets.publish.aborting import AbortSwitch
 from snapshot_assets.publish.commit import MIN_SNAPSHOTS, check_writable, entry_of_key
 from snapshot_assets.publish.heads import find_head
 from snapshot_assets.publish.lease import LeaseBook, this_holder
@@ -78,6 +80,9 @@ class Publisher:
                 raise ConfigurationError(f"{name} is {value!r}; it is one of {', '.join(known)}")
         self._store = store
         self._leases = LeaseBook(store.objects, in_seconds("lease_duration", lease_duration), clock)
+        self._writings: dict[AbortSwitch, int] = {}
+        self._changed = threading.Condition()
+        self._is_aborted = False
         self._wait = in_seconds("wait", wait)
         self._settings = PublishSettings(
             None if staging_dir is None else Path(staging_dir),
@@ -120,6 +125,7 @@ class Publisher:
             PublishError: the dataset takes no such snapshot, or another writer was faster.
             StoreError: the store failed before anything could become visible.
             RecoveryRequired: whether the snapshot became visible is not known; the next publish settles it.
+            Aborted: this publisher was aborted; nothing became visible.
         """
         with self.writing(dataset, idempotency_key=idempotency_key) as writing:
             return writing.publish(
@@ -142,38 +148,39 @@ class Publisher:
             WriterBusy, DatasetSealed, DatasetDropped, EngineMismatch: this writer may not write now.
             LiveDatabaseBusy: another writer of this package holds the write gate.
             SidecarUnreadable: an operation that is pending can not be understood.
+            Aborted: the writing, or this publisher, was aborted.
         """
         engine = engine_named(dataset.engine)
         engine.check_dataset(dataset)
         watch = Stopwatch(self._settings.clock)
-        with _naming(dataset.name), ExitStack() as stack:
+        with _naming(dataset.name), self._begun(dataset.name) as switch, ExitStack() as stack:
+            store = switch.guarded(self._store)
             with watch.phase("lease"):
-                stack.enter_context(self._leases.acquire(dataset.name, wait=self._wait))
+                stack.enter_context(self._leases.acquire(dataset.name, wait=self._wait, switch=switch))
             self._settings.failpoints.hit(PUBLISH_AFTER_LEASE)
             with watch.phase("recover"):
-                head = self._recover(dataset.name)
+                head = self._recover(store, dataset.name)
             self._settings.failpoints.hit(PUBLISH_AFTER_RECOVERY)
             gate = stack.enter_context(ExitStack())
             already = None
             if head is not None:
                 check_writable(head, dataset.engine)
                 entry = entry_of_key(head, idempotency_key)
-                already = None if entry is None else self._already(head, entry, watch)
+                already = None if entry is None else self._already(store, head, entry, watch)
             if already is None:
                 with watch.phase("gate"):
-                    gate.enter_context(
-                        write_gate(
-                            engine.live_path(dataset), timeout=self._settings.capture_timeout, dataset=dataset.name
-                        )
-                    )
-            writing = Writing(self._store, self._settings, dataset, engine, head, idempotency_key, gate, watch, already)
+                    live, timeout = engine.live_path(dataset), self._settings.capture_timeout
+                    gate.enter_context(write_gate(live, timeout=timeout, dataset=dataset.name, on_wait=switch.check))
+            writing = Writing(
+                store, self._settings, dataset, engine, head, idempotency_key, gate, watch, already, switch
+            )
             stack.callback(writing.close)
             yield writing
 
-    def _recover(self, dataset: str) -> Head | None:
+    def _recover(self, store: SnapshotStore, dataset: str) -> Head | None:
         """Settle what dead writers left; the lease is held. Nothing pending: two requests."""
-        sidecars = pending_sidecars(self._store.objects, dataset)
-        head = find_head(self._store, dataset)
+        sidecars = pending_sidecars(store.objects, dataset)
+        head = find_head(store, dataset)
         if not sidecars:
             return head
         if head is None:
@@ -185,20 +192,44 @@ class Publisher:
         clock = self._settings.clock
         if all(classify(sidecar, head, clock.now_ms()) is Verdict.WAITING for sidecar in sidecars):
             return head
-        head = claim_epoch(self._store, dataset, clock=clock)
+        head = claim_epoch(store, dataset, clock=clock)
         holder = this_holder()
-        heal(self._store.objects, head, sidecars, clock=clock, by=f"recovery by process {holder.pid} on {holder.host}")
+        heal(store, head, sidecars, clock=clock, by=f"recovery by process {holder.pid} on {holder.host}")
         return head
 
-    def _already(self, head: Head, entry: SnapshotEntry, watch: Stopwatch) -> PublishResult:
-        content = read_content(
-            self._store.objects, head.dataset, head.incarnation, entry.operation_id, entry.manifest_digest
-        )
+    def _already(self, store: SnapshotStore, head: Head, entry: SnapshotEntry, watch: Stopwatch) -> PublishResult:
+        content = read_content(store.objects, head.dataset, head.incarnation, entry.operation_id, entry.manifest_digest)
         counts = {name: table.row_count for name, table in content.manifest.tables.items()}
         return result_of("already_published", head, entry, row_counts=counts, seconds=watch.seconds)
 
+    @contextmanager
+    def _begun(self, dataset: str) -> Iterator[AbortSwitch]:
+        """Count a writing in, for as long as it lasts."""
+        switch = AbortSwitch(dataset)
+        with self._changed:
+            if self._is_aborted:
+                switch.abort()
+            self._writings[switch] = threading.get_ident()
+        try:
+            switch.check()
+            yield switch
+        finally:
+            with self._changed:
+                del self._writings[switch]
+                self._changed.notify_all()
+
+    def abort(self) -> None:
+        """Abort every writing of this publisher, see `Writing.abort`, and refuse new ones. Can be called twice."""
+        with self._changed:
+            self._is_aborted = True
+            for switch in self._writings:
+                switch.abort()
+
     def close(self) -> None:
-        """Nothing stays open between calls; here so that a publisher can be used as a context."""
+        """Wait until what other threads publish has ended. To end without finishing, there is `abort`."""
+        me = threading.get_ident()
+        with self._changed:
+            self._changed.wait_for(lambda: all(thread == me for thread in self._writings.values()))
 
     def __enter__(self) -> Self:
         return self

@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
 from snapshot_assets.clock import Clock
 from snapshot_assets.content.needed import Needed, needed_by
-from snapshot_assets.errors import Conflict, DocumentDamaged, NotFound, SidecarUnreadable, UnsupportedFormatVersion
+from snapshot_assets.errors import (
+    AccessDenied,
+    Conflict,
+    DocumentDamaged,
+    NotFound,
+    SidecarUnreadable,
+    SnapshotDamaged,
+    StoreUnavailable,
+    UnsupportedFormatVersion,
+)
 from snapshot_assets.ids import OperationId, new_operation_id
 from snapshot_assets.model.audit import AuditRow, Outcome, audit_key
 from snapshot_assets.model.head import Head, Status
 from snapshot_assets.model.manifest import data_prefix, dataset_prefix, incarnation_prefix
 from snapshot_assets.model.sidecar import MAX_SIDECAR_BYTES, Sidecar, SidecarKind, sidecar_key, sidecar_prefix
 from snapshot_assets.publish.heads import change_head, refuse_inactive
+from snapshot_assets.publish.lease import this_holder
 from snapshot_assets.store.contract import Store
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
-__all__ = ["Verdict", "claim_epoch", "classify", "heal", "pending_sidecars", "read_sidecars", "retire", "write_audit"]
+__all__ = [
+    "Verdict",
+    "claim_epoch",
+    "classify",
+    "heal",
+    "pending_sidecars",
+    "read_sidecars",
+    "retire",
+    "write_audit",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -81,25 +101,48 @@ def read_sidecars(objects: Store, dataset: str) -> tuple[list[Sidecar], dict[str
     """The operations of a dataset that are not settled, oldest first, and by key what can not be understood.
 
     Raises:
-        StoreUnavailable: the listing failed, which never means that nothing is pending.
+        StoreUnavailable, AccessDenied: they can not be listed or read, which never means that nothing is pending.
     """
     sidecars, unreadable = [], {}
-    for listed in sorted(objects.list(sidecar_prefix(dataset)), key=lambda listed: listed.key):
+    with _told(dataset, "listed"):
+        found = sorted(listed.key for listed in objects.list(sidecar_prefix(dataset)))
+    set_aside = f"`snapshot-assets repair {dataset} --force --confirm` sets it aside, and writing can go on."
+    for key in found:
         try:
-            data = objects.read(listed.key, limit=MAX_SIDECAR_BYTES).data
-            sidecar = Sidecar.parse(data, listed.key)
+            with _told(dataset, "read"):
+                data = objects.read(key, limit=MAX_SIDECAR_BYTES).data
+            sidecar = Sidecar.parse(data, key)
         except NotFound:
             continue  # somebody has settled it meanwhile
-        except (DocumentDamaged, UnsupportedFormatVersion) as error:
-            unreadable[listed.key] = SidecarUnreadable(f"{error}; it was kept", dataset=dataset)
-            continue
-        if listed.key != sidecar_key(dataset, sidecar.operation_id) or sidecar.dataset != dataset:
-            unreadable[listed.key] = SidecarUnreadable(
-                f"{listed.key} does not belong where it lies; it was kept", dataset=dataset
+        except UnsupportedFormatVersion as error:
+            hint = f"Upgrade snapshot-assets: a newer version is at work here. If nobody is any more: {set_aside}"
+            unreadable[key] = SidecarUnreadable(f"{error}; it was kept", hint=hint, dataset=dataset)
+        except DocumentDamaged as error:
+            unreadable[key] = SidecarUnreadable(
+                f"{error}; it was kept", hint=f"Look at {key}; {set_aside}", dataset=dataset
             )
-            continue
-        sidecars.append(sidecar)
+        else:
+            if key == sidecar_key(dataset, sidecar.operation_id) and sidecar.dataset == dataset:
+                sidecars.append(sidecar)
+                continue
+            unreadable[key] = SidecarUnreadable(
+                f"{key} does not belong where it lies; it was kept", hint=f"Look at {key}; {set_aside}", dataset=dataset
+            )
     return sidecars, unreadable
+
+
+@contextmanager
+def _told(dataset: str, asked: str) -> Iterator[None]:
+    """Say of a store's failure what could not be learned by it, and what to do."""
+    try:
+        yield
+    except (AccessDenied, StoreUnavailable) as error:
+        raise type(error)(
+            f"what is pending of {dataset!r} can not be {asked}, so nothing was done: {error.message}",
+            hint=f"Let the store answer first; `snapshot-assets doctor` tells what it permits. Then do the same again, "
+            f"or see what is pending with `snapshot-assets repair {dataset}`.",
+            dataset=dataset,
+        ) from error
 
 
 def pending_sidecars(objects: Store, dataset: str) -> list[Sidecar]:
@@ -107,7 +150,7 @@ def pending_sidecars(objects: Store, dataset: str) -> list[Sidecar]:
 
     Raises:
         SidecarUnreadable: one can not be read or understood; it was kept.
-        StoreUnavailable: the listing failed, which never means that nothing is pending.
+        StoreUnavailable, AccessDenied: they can not be listed or read, which never means that nothing is pending.
     """
     sidecars, unreadable = read_sidecars(objects, dataset)
     for error in unreadable.values():
@@ -132,32 +175,57 @@ def claim_epoch(store: SnapshotStore, dataset: str, *, clock: Clock) -> Head:
 
 
 def heal(
-    objects: Store, head: Head, sidecars: Sequence[Sidecar], *, clock: Clock, by: str
+    store: SnapshotStore, head: Head, sidecars: Sequence[Sidecar], *, clock: Clock, by: str
 ) -> dict[OperationId, Verdict]:
     """Settle the operations of the sidecars, as far as the head allows. Idempotent; may be cut short anywhere.
 
-    The head must have been read after the sidecars were listed, under an epoch that the caller claimed after that.
+    The head must have been read after the sidecars were listed; what is of its own epoch is left alone.
 
     Returns:
         What was found of each operation.
     """
+    objects = store.objects
     verdicts = {}
     needed: Needed | None = None
     for sidecar in sidecars:
         verdict = classify(sidecar, head, clock.now_ms())
+        if verdict is Verdict.FINISHING and sidecar.kind is SidecarKind.CLEANUP:
+            try:
+                needed = needed or _needed_now(store, head.dataset)
+            except SnapshotDamaged as error:
+                # Its objects can wait, and nobody else has to: a writer may be about to publish what is whole.
+                _log.warning("%s: cleanup %s deletes nothing yet: %s", head.dataset, sidecar.operation_id, error)
+                verdict = Verdict.WAITING
         verdicts[sidecar.operation_id] = verdict
         if verdict.outcome is None:
             continue
-        _log.warning(
-            "%s: %s operation %s, left by another process: %s",
-            head.dataset, sidecar.kind.value, sidecar.operation_id, verdict.value,
+        is_mine = dict(sidecar.owner) == this_holder().to_json()
+        _log.log(
+            logging.INFO if is_mine else logging.WARNING,
+            "%s: %s operation %s%s: %s",
+            head.dataset, sidecar.kind.value, sidecar.operation_id, "" if is_mine else ", left by another process",
+            verdict.value,
         )  # fmt: skip
-        if verdict is Verdict.FINISHING and sidecar.kind is SidecarKind.CLEANUP:
-            needed = needed or needed_by(objects, head)
         write_audit(objects, sidecar, verdict.outcome, clock=clock, by=by)
         objects.delete(_garbage(objects, head, sidecar, verdict, needed))
         retire(objects, sidecar)
     return verdicts
+
+
+def _needed_now(store: SnapshotStore, dataset: str) -> Needed:
+    """What the snapshots need that are listed now, or were while this looked.
+
+    Raises:
+        SnapshotDamaged: the manifest of a listed snapshot is missing or damaged, so that nobody can tell.
+    """
+    while True:
+        head = store.head(dataset)
+        try:
+            return needed_by(store.objects, head)
+        except SnapshotDamaged:
+            # Missing, perhaps, because it was collected after it had left the head.
+            if store.head(dataset).revision == head.revision:
+                raise
 
 
 def _garbage(objects: Store, head: Head, sidecar: Sidecar, verdict: Verdict, needed: Needed | None) -> list[str]:

@@ -25,9 +25,9 @@ __all__ = [
 _SHOWN_ROWS = 3
 
 
-def _quoted(identifier: str) -> str:
-    """An identifier, or several with dots between them."""
-    return ".".join(quoted(part) for part in identifier.split("."))
+def _quoted(table: str) -> str:
+    """The name of a table, with the name of its schema and a dot before it if need be."""
+    return ".".join(quoted(part) for part in table.split("."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class NotNull(_OfColumns):
     __slots__ = ()
 
     def __call__(self, staged: StagedCopy) -> str | None:
-        wrong = " or ".join(f"{_quoted(column)} is null" for column in self.columns)
+        wrong = " or ".join(f"{quoted(column)} is null" for column in self.columns)
         [(count,)] = staged.query(f"select count(*) from {_quoted(self.table)} where {wrong}")
         return f"{count} rows of {self.table} hold a null in {', '.join(self.columns)}" if count else None
 
@@ -92,7 +92,7 @@ class Unique(_OfColumns):
     __slots__ = ()
 
     def __call__(self, staged: StagedCopy) -> str | None:
-        keys = ", ".join(_quoted(column) for column in self.columns)
+        keys = ", ".join(quoted(column) for column in self.columns)
         duplicates = f"select 1 from {_quoted(self.table)} group by {keys} having count(*) > 1"
         [(count,)] = staged.query(f"select count(*) from ({duplicates}) as duplicates")
         return f"{count} keys of {self.table} ({', '.join(self.columns)}) stand more than once" if count else None

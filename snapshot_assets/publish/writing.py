@@ -25,6 +25,7 @@ from snapshot_assets.model.manifest import (
     check_paths,
     snapshot_digest,
 )
+from snapshot_assets.publish.aborting import AbortSwitch
 from snapshot_assets.publish.commit import (
     AlreadyPublished,
     BaseGone,
@@ -64,6 +65,7 @@ class Writing:
         gate: ExitStack,
         watch: Stopwatch,
         already: PublishResult | None,
+        switch: AbortSwitch,
     ) -> None:
         self.dataset = dataset
         self.already = already
@@ -76,10 +78,21 @@ class Writing:
         self._gate = gate
         self._watch = watch
         self._is_open = already is None
+        self._switch = switch
 
     def close(self) -> None:
         """The publisher's lease and gate are given back: nothing can be written or published any more."""
         self._is_open = False
+
+    def abort(self) -> None:
+        """Stop, from another thread: no call of the store is begun any more, also none that would give the lease back.
+
+        Calls that are under way are not waited for. Whoever waits for the lease, for the gate or for an upload gets
+        `Aborted`. What was begun stays as a dead writer would leave it, and the lease runs out by itself: the next
+        writer settles it. A commit that was sent before this is not taken back; when its answer had not come,
+        `RecoveryRequired` says so. A second call changes nothing.
+        """
+        self._switch.abort()
 
     def connect(self) -> AbstractContextManager[Any]:
         """A read-write connection to the live database, of the engine's own type, under the write gate.
@@ -125,6 +138,7 @@ class Writing:
         with staging_folder(self._root / "staging", new_operation_id()) as folder:
             captured = self._capture(folder)
             tables, results = self._check(folder, captured, allow_schema_change=allow_schema_change)
+            self._switch.check()
             with self._watch.phase("plan"):
                 files = hash_files(captured.files)
                 schemas = {name: table.schema for name, table in tables.items()}
@@ -134,6 +148,7 @@ class Writing:
             return self._carry_out(plan, request, force=force)
 
     def _check_open(self) -> None:
+        self._switch.check()
         if not self._is_open:
             raise ConfigurationError(
                 f"the write gate of {self.dataset.name!r} is open again: a writing publishes once, within its block",
@@ -152,6 +167,7 @@ class Writing:
         finally:
             self.close()
             self._gate.close()
+        self._switch.check()
         check_paths(file.path for file in captured.files)
         self._settings.failpoints.hit(PUBLISH_AFTER_CAPTURE)
         return captured

@@ -47,6 +47,10 @@ class SettledStore:
     def url(self) -> str:
         return self._inner.url
 
+    def through(self, wrap: Callable[[Store], Store]) -> SettledStore:
+        """The same store, with each single attempt going through what `wrap` makes of the store underneath."""
+        return SettledStore(wrap(self._inner), self._clock, self._retry_for)
+
     def read(self, key: str, *, limit: int = MAX_DOCUMENT_BYTES) -> Versioned:
         return self._retried(lambda: self._inner.read(key, limit=limit))
 

@@ -99,7 +99,7 @@ def test_doctor_looks_at_machine_and_store(tmp_path: Path) -> None:
     ran = run("doctor", "--json", "--store", tmp_path / "store")
     assert ran.returncode == 0
     checks = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
-    assert list(checks) == ["versions", "access", "identity", "writing", "clock"]
+    assert list(checks) == ["versions", "access", "identity", "pending", "writing", "clock"]
     assert {check["state"] for check in checks.values()} == {"ok"}
     assert not any(path.is_file() for path in (tmp_path / "store" / "probe").rglob("*"))
     assert "conditional writes" in run("doctor", "--store", tmp_path / "store").stdout

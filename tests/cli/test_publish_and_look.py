@@ -158,10 +158,12 @@ def test_status_shows_the_store_at_a_glance(cli: Cli, orders: Build, stock: Path
     assert (status["datasets"], status["snapshots"], status["row_count"]) == (2, 3, 1_100)
     assert status["store_id"] == json.loads((cli.store / "store.json").read_text())["store_id"]
     assert status["writers"] == []
-    assert status["unfinished"] == [{"dataset": "stock", "operation_id": "01JD0000000000000000000000"}]
+    [unfinished] = status["unfinished"]
+    assert (unfinished["dataset"], unfinished["kind"]) == ("stock", "unreadable")
+    assert unfinished["operation_id"] == "01JD0000000000000000000000"
     text = cli.run("status").out
     assert "2 with 3 snapshots" in text
-    assert "unfinished: stock operation 01JD0000000000000000000000" in text
+    assert "unfinished: stock unreadable 01JD0000000000000000000000" in text
 
 
 def test_rollback_moves_what_is_current_under_a_higher_generation(cli: Cli, orders: Build) -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from snapshot_assets.errors import Conflict, NotFound, StoreUnavailable
 from snapshot_assets.model.announcement import Announced, Announcement, announcement_key
 from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.model.head import head_key
+from snapshot_assets.model.lease import lease_key
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.store.snapshot_store import SnapshotStore
+from snapshot_assets.testing.faults import FaultStore
 
 DAY = 24 * 60 * 60
 
@@ -51,6 +58,44 @@ def killed_at(store: SnapshotStore, failpoint: str, call: str) -> None:
         timeout=60, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def pass_lease(store: SnapshotStore) -> None:
+    """Let the writer lease of `orders` run out."""
+    with contextlib.suppress(NotFound):
+        read = store.objects.read(lease_key("orders"))
+        released = json.loads(read.data) | {"duration_ms": 0}
+        store.objects.write_if_match(lease_key("orders"), json.dumps(released).encode(), read.token)
+
+
+class LateStore(FaultStore):
+    """The answer to the next replacement of the head is lost, after something else has followed it."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def write_if_match(self, key: str, data: bytes, token: str) -> str:
+        written = super().write_if_match(key, data, token)
+        if self.meanwhile is not None and key == head_key("orders"):
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+            raise StoreUnavailable("the answer was lost")
+        return written
+
+
+class SlowStore(FaultStore):
+    """The first replacement of the head gets no answer, and lands only when the second one is sent."""
+
+    first: tuple[bytes, str] | None = None
+
+    def write_if_match(self, key: str, data: bytes, token: str) -> str:
+        if key != head_key("orders"):
+            return super().write_if_match(key, data, token)
+        if self.first is None:
+            self.first = (data, token)
+            raise StoreUnavailable("no answer")
+        with contextlib.suppress(Conflict):
+            super().write_if_match(key, *self.first)
+        return super().write_if_match(key, data, token)
 
 
 def data_keys(store: SnapshotStore) -> set[str]:

@@ -23,6 +23,7 @@ from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.store.snapshot_store import SnapshotStore
 from tests.maintenance.support import (
     DAY,
+    LateStore,
     age,
     announce,
     data_keys,
@@ -269,6 +270,41 @@ class TestCollection:
         needed = maintenance.verify("orders", level="digest").read_bytes
         assert sum(sizes.values()) <= 1.3 * needed + 3 * 16 * 1024
         check_listed(store)
+
+    def test_a_damaged_snapshot_holds_up_neither_writers_nor_the_cleanup_that_removes_it(
+        self, store: SnapshotStore, dataset: Dataset, tmp_path: Path
+    ) -> None:
+        """An earlier cleanup is due, and can not tell what it may delete: it waits, and nobody else does."""
+        maintenance = Maintenance(store)
+        maintenance.cleanup(keep=5, confirm=True, grace=0.01)
+        entry = store.head("orders").entry(1)
+        assert entry is not None
+        [manifest] = tmp_path.glob(f"store/data/orders/*/{entry.operation_id}/manifest.json")
+        manifest.write_bytes(b"{}")
+        publish_more(store, dataset)
+        [row] = maintenance.cleanup(keep=3, confirm=True, grace=0)
+        assert (row.outcome, row.removes) == ("cleaned", (1, 2, 3))
+        publish_more(store, dataset)
+        for key in data_keys(store):
+            age(store, key, DAY + 60)
+        maintenance.cleanup(keep=4, confirm=True, grace=0)
+        check_store(store, tmp_path / "scratch")
+
+    def test_a_cleanup_whose_answer_was_lost_long_ago_is_finished_and_not_called_discarded(
+        self, store: SnapshotStore, tmp_path: Path
+    ) -> None:
+        late = LateStore(store.objects)
+
+        def change_often() -> None:
+            for _ in range(20):
+                Maintenance(store).pin("orders", "busy", 5, owner="me")
+
+        late.meanwhile = change_often
+        [row] = Maintenance(SnapshotStore.over(late, retry_for=0.0)).cleanup(keep=3, confirm=True, grace=0)
+        assert (row.outcome, listed_ids(store)) == ("cleaned", [3, 4, 5])
+        assert row.deleted_objects > 0
+        assert "discarded" not in audits(store).values()
+        check_store(store, tmp_path / "scratch")
 
 
 class TestRaces:

@@ -24,7 +24,7 @@ from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.reader.reader import SnapshotReader
 from snapshot_assets.reader.settings import ReaderSettings
 from snapshot_assets.store.snapshot_store import SnapshotStore
-from tests.maintenance.support import announce, data_keys, killed_at, listed_ids, orders_in, publish_more
+from tests.maintenance.support import SlowStore, announce, data_keys, killed_at, listed_ids, orders_in, publish_more
 from tests.publish.support import audits, check_store
 
 DROP_FAILPOINTS = sorted(
@@ -113,6 +113,16 @@ class TestDrop:
         assert (result.outcome, result.deleted_objects > 0) == ("dropped", True)
         check_gone(store)
 
+    @pytest.mark.parametrize("announcement", [b"{}", b'{"format_version": 2}'])
+    def test_a_reader_that_can_not_be_understood_may_need_it(self, store: SnapshotStore, announcement: bytes) -> None:
+        store.objects.write_if_absent("readers/somebody.json", announcement)
+        maintenance = Maintenance(store)
+        assert "readers/somebody.json" in maintenance.drop("orders").needed_by[0]
+        with pytest.raises(SnapshotInUse, match="readers/somebody.json"):
+            maintenance.drop("orders", confirm=True)
+        assert maintenance.drop("orders", confirm=True, force=True).outcome == "dropped"
+        check_gone(store)
+
     def test_a_dropped_name_is_not_brought_back_by_a_publish(self, store: SnapshotStore, dataset: Dataset) -> None:
         maintenance = Maintenance(store)
         maintenance.drop("orders", confirm=True)
@@ -172,8 +182,71 @@ class TestDrop:
         assert (store.head("orders").status, listed_ids(store)) == (Status.SEALED, [0, 1, 2])
         assert data_keys(store)
 
+    def test_of_two_droppers_both_end_it(self, store: SnapshotStore) -> None:
+        others = []
+
+        def drop() -> None:
+            others.append(Maintenance(store).drop("orders", confirm=True))
+
+        for failpoint in (failpoints.DROP_AFTER_SIDECAR, failpoints.DROP_AFTER_SEAL):
+            others.clear()
+            mine = Maintenance(store, failpoints=Failpoints({failpoint: drop})).drop("orders", confirm=True)
+            assert [mine.outcome, *(other.outcome for other in others)] == ["dropped", "dropped"]
+            check_gone(store)
+            Maintenance(store).recreate("orders")
+
+    def test_a_dropper_that_another_one_overtook_leaves_the_new_incarnation_alone(
+        self, store: SnapshotStore, dataset: Dataset, tmp_path: Path
+    ) -> None:
+        def drop_and_recreate() -> None:
+            Maintenance(store).drop("orders", confirm=True)
+            Maintenance(store).recreate("orders")
+            publish_more(store, dataset)
+
+        for failpoint in (failpoints.DROP_AFTER_SEAL, failpoints.DROP_AFTER_SETTLED, failpoints.DROP_AFTER_SIDECAR):
+            with pytest.raises(IncarnationChanged, match="left alone"):
+                Maintenance(store, failpoints=Failpoints({failpoint: drop_and_recreate})).drop("orders", confirm=True)
+            publish_more(store, dataset)
+            assert (store.head("orders").status, listed_ids(store)) == (Status.ACTIVE, [0, 1])
+            check_store(store, tmp_path / f"scratch-{failpoint}")
+
+    def test_a_drop_that_was_cut_short_after_its_commit_is_planned_and_finished(self, store: SnapshotStore) -> None:
+        killed_at(store, failpoints.DROP_AFTER_COMMIT, "maintenance.drop('orders', confirm=True)")
+        planned = Maintenance(store).drop("orders")
+        assert (planned.outcome, planned.deleted_objects) == ("planned", len(data_keys(store)))
+        assert planned.deleted_objects > 0
+        assert Maintenance(store).drop("orders", confirm=True).deleted_objects == planned.deleted_objects
+        check_gone(store)
+
+    def test_what_a_lost_incarnation_left_is_settled_by_the_next_drop(
+        self, store: SnapshotStore, dataset: Dataset
+    ) -> None:
+        with pytest.raises(RuntimeError):
+            Publisher(store, failpoints=Failpoints({failpoints.PUBLISH_AFTER_EFFECTS: _fail})).publish(
+                dataset, force=True
+            )
+        [left] = [listed.key for listed in store.objects.list("recovery/")]
+        body = store.objects.read(left).data
+        maintenance = Maintenance(store)
+        maintenance.drop("orders", confirm=True)
+        maintenance.recreate("orders")
+        # It comes back as that of a writer would that stalled before it armed.
+        store.objects.write_if_absent(left, body)
+        maintenance.drop("orders", confirm=True)
+        check_gone(store)
+        with pytest.raises(DatasetDropped, match="nothing of it is left"):
+            maintenance.drop("orders", confirm=True)
+
 
 class TestRecreate:
+    def test_an_answer_that_was_lost_names_the_incarnation_that_lives(self, store: SnapshotStore) -> None:
+        """The first request gets no answer, and lands while the second one is under way."""
+        Maintenance(store).drop("orders", confirm=True)
+        slow = SlowStore(store.objects)
+        made = Maintenance(SnapshotStore.over(slow, retry_for=0.0)).recreate("orders")
+        assert slow.first is not None
+        assert made.incarnation == store.head("orders").incarnation
+
     def test_counters_go_on_and_readers_follow(self, store: SnapshotStore, dataset: Dataset, tmp_path: Path) -> None:
         maintenance = Maintenance(store)
         with SnapshotReader(store, tmp_path / "reader", ReaderSettings(refresh_interval=None)) as reader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -425,3 +427,12 @@ def test_a_lost_answer_of_any_write_is_settled_by_reading_back(tmp_path: Path, d
         assert set(audits(plain).values()) == {"committed"}
         writes += 1
     assert writes >= 8
+
+
+def test_a_column_with_a_dot_in_its_name_can_be_validated(tmp_path: Path, store: SnapshotStore) -> None:
+    path = tmp_path / "dots.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute('create table t ("a.b" integer)')
+        connection.execute("insert into t values (1)")
+    checks: list[Validator] = [NotNull("t", "a.b"), Unique("t", "a.b")]
+    assert Publisher(store).publish(Dataset("dots", "sqlite", path, validators=checks)).outcome == "published"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,13 @@ from snapshot_assets import failpoints
 from snapshot_assets.clock import SYSTEM_CLOCK
 from snapshot_assets.errors import (
     AccessDenied,
+    DatasetDropped,
+    DatasetSealed,
+    DocumentDamaged,
     IncarnationChanged,
     RecoveryRequired,
     SidecarUnreadable,
+    SnapshotAssetsError,
     StoreUnavailable,
     Superseded,
     WriterBusy,
@@ -221,6 +226,7 @@ def test_a_commit_whose_outcome_can_not_be_learned_says_so_and_names_its_operati
     publisher = Publisher(store, failpoints=Failpoints({failpoints.PUBLISH_BEFORE_COMMIT: break_the_store}))
     with pytest.raises(RecoveryRequired) as caught:
         publisher.publish(dataset)
+    assert "snapshot-assets show orders" in caught.value.hint
     assert caught.value.operation_id == plain.head("orders").snapshots[0].operation_id
     assert Publisher(plain).publish(dataset).outcome == "unchanged"
     check_store(plain, tmp_path / "scratch")
@@ -304,7 +310,7 @@ def test_a_listing_that_fails_never_means_that_nothing_is_pending(tmp_path: Path
     faults = FaultStore(plain.objects)
     store = SnapshotStore.over(faults, retry_for=0.0)
     faults.arm(Fault("before", "list", "recovery/orders/"))
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailable, match="can not be listed, so nothing was done"):
         Publisher(store).publish(dataset)
     assert plain.heads() == {}
 
@@ -363,3 +369,60 @@ def test_recovery_deletes_exactly_what_the_dead_operation_wrote(
     assert {listed.key for listed in store.objects.list("data/")} == others
     assert audits(store)[dead] == "rolled_back"
     check_store(store, tmp_path / "scratch")
+
+
+def _damaged(store: SnapshotStore) -> None:
+    store.objects.write_if_absent(sidecar_key("orders", new_operation_id()), b"{")
+
+
+def _newer(store: SnapshotStore) -> None:
+    store.objects.write_if_absent(sidecar_key("orders", new_operation_id()), b'{"format_version": 2}')
+
+
+def _change(store: SnapshotStore, **changes: object) -> None:
+    change_head(
+        store, "orders", new_operation_id(), lambda head: replace(head, **changes),  # type: ignore[arg-type]
+        clock=SYSTEM_CLOCK,
+    )  # fmt: skip
+
+
+def _headless(store: SnapshotStore) -> None:
+    sidecar = sidecar_of(SidecarKind.PUBLISH, store.head("orders"))
+    store.objects.write_if_absent(sidecar_key("orders", sidecar.operation_id), sidecar.to_bytes())
+    store.objects.delete([head_key("orders")])
+
+
+def _leased(store: SnapshotStore) -> None:
+    store.objects.delete(["leases/orders.json"])
+    store.objects.write_if_absent("leases/orders.json", b"{")
+
+
+@pytest.mark.parametrize(("prepare", "kind", "ways_out"), [
+    (_damaged, SidecarUnreadable, ["Look at recovery/orders/", "snapshot-assets repair orders --force --confirm"]),
+    (_newer, SidecarUnreadable, ["Upgrade", "snapshot-assets repair orders --force --confirm"]),
+    (_headless, SidecarUnreadable, ["heads/orders.json from a backup"]),
+    (_leased, DocumentDamaged, ["Delete leases/orders.json"]),
+    (partial(_change, status=Status.SEALED), DatasetSealed,
+     ["snapshot-assets unseal orders", "snapshot-assets drop orders --confirm"]),
+    (partial(_change, status=Status.DROPPED), DatasetDropped, ["snapshot-assets recreate orders"]),
+])  # fmt: skip
+def test_what_stops_a_writer_names_the_way_out(
+    store: SnapshotStore,
+    tmp_path: Path,
+    prepare: Callable[[SnapshotStore], None],
+    kind: type[SnapshotAssetsError],
+    ways_out: list[str],
+) -> None:
+    dataset = Dataset("orders", "sqlite", tmp_path / "orders.sqlite")
+    grow(dataset, 5)
+    Publisher(store).publish(dataset)
+    prepare(store)
+    before = {listed.key: listed.token for listed in store.objects.list("") if not listed.key.startswith("leases/")}
+    grow(dataset, 5)
+    with pytest.raises(kind) as caught:
+        Publisher(store).publish(dataset)
+    assert caught.value.dataset == "orders"
+    for way_out in ways_out:
+        assert way_out in caught.value.hint
+    after = {listed.key: listed.token for listed in store.objects.list("") if not listed.key.startswith("leases/")}
+    assert after == before
