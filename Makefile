@@ -60,6 +60,7 @@ bench: $(INSTALLED_DEV)
 	$(BIN)/python -m benchmarks $(NAMES) $(if $(FULL),--full)
 
 soak: $(INSTALLED_DEV)
+	$(INSTALL) atheris
 	$(BIN)/pytest -m soak --timeout=7200 --durations=20
 
 env: $(INSTALLED_DEV)

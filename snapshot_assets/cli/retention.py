@@ -81,6 +81,15 @@ def repair(
     force: Annotated[
         bool, typer.Option("--force", help="With --confirm: also set aside what can not be understood.")
     ] = False,
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            min=0,
+            metavar="SECONDS",
+            help="With --confirm: how long to wait for another writer; a dead one elsewhere takes over a minute.",
+        ),
+    ] = 0.0,
     as_json: JsonOutput = False,
 ) -> None:
     """Settle what dead processes left: what the next writers would do, done now."""
@@ -90,7 +99,7 @@ def repair(
         raise typer.BadParameter("--force goes with --confirm: look at the findings first")
     with spinner("Repairing" if confirm else "Looking"):
         maintenance = Maintenance(open_store(store, store_option, read_only=not confirm))
-        rows = maintenance.repair(name, confirm=confirm, force=force)
+        rows = maintenance.repair(name, confirm=confirm, force=force, wait=wait)
     if as_json:
         print_json({"findings": [row.to_json() for row in rows]})
     else:

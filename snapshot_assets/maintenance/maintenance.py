@@ -34,13 +34,15 @@ from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.engines import engine_source
 from snapshot_assets.model.head import MAX_SNAPSHOTS, Head, Pin, SnapshotEntry
 from snapshot_assets.publish.heads import change_head, refuse_inactive
-from snapshot_assets.publish.lease import this_holder
+from snapshot_assets.publish.lease import LeaseBook, this_holder
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["Maintenance", "Undo"]
 
 _log = logging.getLogger(__name__)
+
+_LEASE_SECONDS: Final = 60.0
 
 DEFAULT_GRACE: Final = timedelta(hours=1)
 """How long objects stay after their snapshot has left the head."""
@@ -96,6 +98,7 @@ class Maintenance:
         self._store = store
         self._clock = clock
         self._failpoints = failpoints
+        self._leases = LeaseBook(store.objects, _LEASE_SECONDS, clock)
 
     def rollback(self, name: str, to_snapshot_id: int) -> Undo:
         """Make a listed snapshot current. The generation rises, so every live reader follows.
@@ -283,13 +286,22 @@ class Maintenance:
         with ThreadPoolExecutor(concurrency, thread_name_prefix="cleanup") as threads:
             return list(threads.map(cleaner.clean, datasets))
 
-    def repair(self, name: str | None = None, *, confirm: bool = False, force: bool = False) -> list[RepairRow]:
+    def repair(
+        self,
+        name: str | None = None,
+        *,
+        confirm: bool = False,
+        force: bool = False,
+        wait: timedelta | float = 0.0,
+    ) -> list[RepairRow]:
         """Settle what dead processes left, of one dataset or of all: what their next writers would do, done now.
 
         Args:
             name: the dataset; all of the store, when it is left out.
             confirm: do it; without it, the rows tell what would be done.
             force: set aside what can not be understood, so that writing can go on; it is kept beneath `quarantine/`.
+            wait: how long to wait for another writer. A silent one of another host is replaced when this process has
+                seen its lease unchanged for the duration that it wrote into it, a minute as a rule.
 
         Raises:
             ConfirmationRequired: `force` without `confirm`.
@@ -302,7 +314,17 @@ class Maintenance:
         )
         names = repairable_datasets(self._store) if name is None else [name]
         rows = (
-            repair_dataset(self._store, one, cleaner, confirm=confirm, force=force, clock=self._clock) for one in names
+            repair_dataset(
+                self._store,
+                one,
+                cleaner,
+                self._leases,
+                confirm=confirm,
+                force=force,
+                wait=in_seconds("wait", wait),
+                clock=self._clock,
+            )
+            for one in names
         )
         return [row for of_dataset in rows for row in of_dataset]
 

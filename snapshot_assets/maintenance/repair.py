@@ -25,8 +25,6 @@ from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["RepairRow", "all_pending", "pending_rows", "repair_dataset", "repairable_datasets"]
 
-_LEASE_SECONDS: Final = 60.0
-
 _ACTIONS: Final = {
     Verdict.COMMITTED: "finish its book-keeping: the snapshot is published",
     Verdict.UNDONE: "delete its objects: it can not be published any more",
@@ -93,7 +91,15 @@ def _pending_datasets(store: SnapshotStore) -> set[str]:
 
 
 def repair_dataset(
-    store: SnapshotStore, name: str, cleaner: Cleaner, *, confirm: bool, force: bool, clock: Clock
+    store: SnapshotStore,
+    name: str,
+    cleaner: Cleaner,
+    leases: LeaseBook,
+    *,
+    confirm: bool,
+    force: bool,
+    wait: float,
+    clock: Clock,
 ) -> list[RepairRow]:
     """Look at one dataset, and settle what is pending when that is confirmed.
 
@@ -101,8 +107,10 @@ def repair_dataset(
         store: where it is published.
         name: the dataset.
         cleaner: for objects that nothing explains; its policy removes no snapshot.
+        leases: for the writer lease; it remembers since when it has seen a silent writer's.
         confirm: do it, rather than tell what would be done.
         force: set aside, too, what can not be understood.
+        wait: seconds to wait for another writer, alive or silent.
         clock: this process's clock.
     """
     try:
@@ -110,7 +118,7 @@ def repair_dataset(
         if not rows:
             store.head(name)
         if confirm and any(row.is_repairable for row in rows):
-            rows = _settle(store, name, rows, force=force, clock=clock)
+            rows = _settle(store, name, rows, leases, force=force, wait=wait, clock=clock)
         return [*rows, *_orphans(cleaner, name)]
     except SnapshotAssetsError as error:
         error.dataset = error.dataset or name
@@ -180,12 +188,21 @@ def _settled_by(head: Head, kind: SidecarKind, verdict: Verdict) -> str:
     return f"the next publish, or {repair}"
 
 
-def _settle(store: SnapshotStore, name: str, rows: list[RepairRow], *, force: bool, clock: Clock) -> list[RepairRow]:
+def _settle(
+    store: SnapshotStore,
+    name: str,
+    rows: list[RepairRow],
+    leases: LeaseBook,
+    *,
+    force: bool,
+    wait: float,
+    clock: Clock,
+) -> list[RepairRow]:
     """Do what the rows say; where that fails, they say why."""
     refused: SnapshotAssetsError | None = None
     ended: set[str] = set()
     try:
-        ended = _ended_now(store, name, force=force, clock=clock)
+        ended = _ended_now(store, name, leases, force=force, wait=wait, clock=clock)
     except SnapshotAssetsError as error:
         refused = error
     told = []
@@ -198,9 +215,11 @@ def _settle(store: SnapshotStore, name: str, rows: list[RepairRow], *, force: bo
     return told
 
 
-def _ended_now(store: SnapshotStore, name: str, *, force: bool, clock: Clock) -> set[str]:
+def _ended_now(
+    store: SnapshotStore, name: str, leases: LeaseBook, *, force: bool, wait: float, clock: Clock
+) -> set[str]:
     """Settle what is pending, under the writer lease: a live writer keeps its dataset to itself. What has ended so."""
-    with LeaseBook(store.objects, _LEASE_SECONDS, clock).acquire(name):
+    with leases.acquire(name, wait=wait):
         sidecars, unreadable = read_sidecars(store.objects, name)
         head = find_head(store, name)
         if head is None or (unreadable and not force):

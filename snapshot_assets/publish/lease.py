@@ -33,6 +33,7 @@ __all__ = ["HeldLease", "LeaseBook", "this_holder"]
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.25
+_WRITE_TRIES = 3
 
 
 def _start_time(pid: int) -> str | None:
@@ -167,18 +168,31 @@ def _read(objects: Store, dataset: str) -> tuple[WriterLease, str] | None:
 
 
 def _write(objects: Store, lease: WriterLease, token: str | None) -> str | None:
-    key = lease_key(lease.dataset)
-    try:
-        if token is None:
-            return objects.write_if_absent(key, lease.to_bytes())
-        return objects.write_if_match(key, lease.to_bytes(), token)
-    except Conflict:
-        return None
-    except StoreUnavailable:
-        found = _read(objects, lease.dataset)
-        if found is None or found[0].lease_id != lease.lease_id:
-            raise
-        return found[1]
+    """Write the lease over the version that was seen; the new token, or nothing when somebody else was faster.
+
+    Raises:
+        StoreUnavailable: the store did not take it, however often it was asked.
+    """
+    key, data = lease_key(lease.dataset), lease.to_bytes()
+    tries = _WRITE_TRIES
+    while True:
+        try:
+            if token is None:
+                return objects.write_if_absent(key, data)
+            return objects.write_if_match(key, data, token)
+        except Conflict:
+            return None
+        except StoreUnavailable:
+            tries -= 1
+            found = _read(objects, lease.dataset)
+            there = None if found is None else found[1]
+            if found is not None and found[0].lease_id == lease.lease_id:
+                return there
+            if there != token:
+                return None
+            # It did not arrive, or not yet: sent once more, the same bytes can take effect only once.
+            if not tries:
+                raise
 
 
 def _busy(objects: Store, dataset: str) -> WriterBusy:
@@ -188,7 +202,8 @@ def _busy(objects: Store, dataset: str) -> WriterBusy:
     holder = found[0].holder
     return WriterBusy(
         f"{dataset!r} is being written by process {holder.pid} on {holder.host}",
-        hint=f"Wait for it; if it has died, its lease passes on after {found[0].duration_ms / 1000:g} s unchanged.",
+        hint=f"Wait for it; if it has died, its lease passes on after {found[0].duration_ms / 1000:g} s unchanged. "
+        "Ask to wait for longer than that (`--wait`).",
         dataset=dataset,
     )
 

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from snapshot_assets.testing.engine_contract import EngineContract
     from snapshot_assets.testing.faults import Call, Fault, FaultStore
     from snapshot_assets.testing.relay import Relay
-    from snapshot_assets.testing.servers import S3Server, rclone_server, weed_server
+    from snapshot_assets.testing.servers import (
+        RestartableServer,
+        S3Server,
+        rclone_server,
+        restartable_weed_server,
+        weed_server,
+    )
     from snapshot_assets.testing.store_contract import StoreContract
 
 __all__ = [
@@ -21,9 +27,11 @@ __all__ = [
     "Fault",
     "FaultStore",
     "Relay",
+    "RestartableServer",
     "S3Server",
     "StoreContract",
     "rclone_server",
+    "restartable_weed_server",
     "weed_server",
 ]
 
@@ -33,9 +41,11 @@ _MODULES = {
     "Fault": "faults",
     "FaultStore": "faults",
     "Relay": "relay",
+    "RestartableServer": "servers",
     "S3Server": "servers",
     "StoreContract": "store_contract",
     "rclone_server": "servers",
+    "restartable_weed_server": "servers",
     "weed_server": "servers",
 }
 

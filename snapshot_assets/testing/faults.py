@@ -26,10 +26,11 @@ FaultKind = Literal[
 """What goes wrong.
 
 `before`: an error, and the call has no effect. `after`: the call takes effect and its answer is lost in an error.
-`late`: an error, and the call takes effect only when `FaultStore.land` is called. `short`, `corrupt`: what is read lacks
-its last byte, or has its last byte changed. `hang`: nothing for `seconds`, then an error, without effect. `die_before`,
-`die_after`: this call, without or with its effect, and every later one raise `Died`: the store sees what it would see of
-a process that is gone. `exit_before`, `exit_after`: SIGKILL to this process, without or with the effect.
+`late`: an error, and the call takes effect only when `FaultStore.land` is called. `short`, `corrupt`: what is read
+lacks its last byte, or has its last byte changed. `hang`: nothing for `seconds`, then an error, without effect.
+`die_before`, `die_after`: this call, without or with its effect, and every later one raise `Died`: the store sees what
+it would see of a process that is gone. `exit_before`, `exit_after`: SIGKILL to this process, without or with the
+effect.
 """
 
 
