@@ -1,8 +1,11 @@
-"""An HTTP relay in front of a server: it writes down every request, and loses or holds back answers when told to."""
+"""An HTTP relay in front of a server: it writes down every request, and spoils what passes when told to."""
 
 from __future__ import annotations
 
 import http.client
+import os
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +16,13 @@ from urllib.parse import urlsplit
 
 __all__ = ["Relay", "Request", "Verdict"]
 
-Verdict = Literal["relay", "lose", "refuse", "hang"]
+Verdict = Literal["relay", "lose", "refuse", "hang", "delay", "cut", "reset", "break"]
 """What becomes of a request.
 
 `relay`: it is passed on, and its answer back. `lose`: it is passed on, and the connection is closed instead of the
 answer. `refuse`: it is answered with status 503 and not passed on. `hang`: it is neither passed on nor answered.
+`delay`: it is passed on after `Relay.delay` seconds. `cut`: it is passed on, and the connection is closed after half of
+the answer. `reset`: as `cut`, by a reset. `break`: half of its body is passed on, then both connections are reset.
 """
 
 
@@ -39,11 +44,13 @@ class Relay:
         judge: says what becomes of a request; it is asked for one request at a time.
 
     Attributes:
+        delay: the seconds of a `delay`.
         requests: every request so far.
     """
 
     def __init__(self, endpoint: str | None = None, judge: Callable[[Request], Verdict] = lambda _: "relay") -> None:
         self.judge = judge
+        self.delay = 0.5
         self.requests: list[Request] = []
         self._target = None if endpoint is None else urlsplit(endpoint).netloc
         self._lock = threading.Lock()
@@ -96,35 +103,76 @@ class Relay:
         with self._lock:
             self.requests.append(request)
             verdict = self.judge(request)
+        if verdict in {"hang", "delay"}:
+            self._closing.wait(60 if verdict == "hang" else self.delay)
         if verdict == "hang":
-            self._closing.wait(60)
-        status, reason, answer = 503 if verdict == "refuse" else 200, "", b""
-        answer_headers: list[tuple[str, str]] = []
-        if verdict in {"relay", "lose"} and self._target is not None:
-            status, reason, answer_headers, answer = self._ask(request, body)
-        if verdict in {"lose", "hang"}:
             handler.close_connection = True
             return
-        handler.send_response_only(status, reason or None)
-        for name, value in answer_headers:
-            if name.lower() not in {"transfer-encoding", "connection", "content-length"}:
-                handler.send_header(name, value)
-        length = next((value for name, value in answer_headers if name.lower() == "content-length"), str(len(answer)))
-        if status not in {204, 304}:
-            handler.send_header("Content-Length", length if request.method == "HEAD" else str(len(answer)))
-        handler.end_headers()
-        handler.wfile.write(answer)
+        if verdict == "break" and self._target is not None:
+            self._ask_half(request, body)
+            _reset(handler.connection)
+            handler.close_connection = True
+            return
+        status, reason, answer = 503 if verdict == "refuse" else 200, "", b""
+        answer_headers: list[tuple[str, str]] = []
+        if verdict != "refuse" and self._target is not None:
+            status, reason, answer_headers, answer = self._ask(request, body)
+        if verdict == "lose":
+            handler.close_connection = True
+            return
+        head = _head(request, status, reason, answer_headers, len(answer))
+        if verdict in {"cut", "reset"}:
+            handler.close_connection = True
+            handler.wfile.write(head + answer[: len(answer) // 2] if answer else head[: len(head) // 2])
+            if verdict == "reset":
+                _reset(handler.connection)
+            return
+        handler.wfile.write(head + answer)
 
     def _ask(self, request: Request, body: bytes) -> tuple[int, str, list[tuple[str, str]], bytes]:
-        assert self._target is not None
-        connection = http.client.HTTPConnection(self._target, timeout=60)
+        connection = self._begun(request)
         try:
-            connection.putrequest(request.method, request.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in request.headers.items():
-                if name != "connection":
-                    connection.putheader(name, value)
             connection.endheaders(body or None)
             response = connection.getresponse()
             return response.status, response.reason, response.getheaders(), response.read()
         finally:
             connection.close()
+
+    def _ask_half(self, request: Request, body: bytes) -> None:
+        connection = self._begun(request)
+        try:
+            connection.endheaders(body[: len(body) // 2] or None)
+            if connection.sock is not None:
+                _reset(connection.sock)
+        finally:
+            connection.close()
+
+    def _begun(self, request: Request) -> http.client.HTTPConnection:
+        """A request to the server, up to its headers."""
+        assert self._target is not None
+        connection = http.client.HTTPConnection(self._target, timeout=60)
+        connection.putrequest(request.method, request.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in request.headers.items():
+            if name != "connection":
+                connection.putheader(name, value)
+        return connection
+
+
+def _head(request: Request, status: int, reason: str, headers: list[tuple[str, str]], size: int) -> bytes:
+    """The status line and the headers of an answer, as they go to the client."""
+    length = next((value for name, value in headers if name.lower() == "content-length"), str(size))
+    lines = [f"HTTP/1.1 {status} {reason or http.client.responses[status]}"]
+    lines += [
+        f"{name}: {value}"
+        for name, value in headers
+        if name.lower() not in {"transfer-encoding", "connection", "content-length"}
+    ]
+    if status not in {204, 304}:
+        lines.append(f"Content-Length: {length if request.method == 'HEAD' else size}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _reset(connection: socket.socket) -> None:
+    """Close a connection by a reset, whatever else still refers to it."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(connection.detach())

