@@ -163,7 +163,8 @@ def drop(
         return _result(head, "planned", _needed_by(store, head, now_ms), len(head.snapshots), _objects_of(store, head))
     needed_by: tuple[str, ...] = ()
     if head.status is not Status.DROPPED:
-        head = change_head(store, name, new_operation_id(), sealed, clock=clock)
+        wanted = head.incarnation
+        head = change_head(store, name, new_operation_id(), lambda now: sealed(_still(now, wanted)), clock=clock)
         failpoints.hit(DROP_AFTER_SEAL)
         # While the entries are still listed, what has been published can be told from what never was.
         _settle(store, name, clock)
@@ -203,19 +204,24 @@ def _refuse_dropped(head: Head) -> None:
         raise DatasetDropped(f"{head.dataset!r} was dropped", dataset=head.dataset)
 
 
+def _still(head: Head, incarnation: str) -> Head:
+    """The head, if it is still of the incarnation that was to be dropped."""
+    if head.incarnation != incarnation:
+        raise IncarnationChanged(
+            f"{head.dataset!r} was dropped by somebody else, and recreated since; the new one was left alone",
+            hint="Look at what is there now before you drop it.",
+            dataset=head.dataset,
+        )
+    return head
+
+
 def _dropped(head: Head, seal: Head) -> Head:
     """The head as the fence of its name: it lists nothing, and readers see a higher generation.
 
     Only the very seal under which it was checked may be committed: another one may mean something else. When another
     dropper was faster, the head is what it should be.
     """
-    if head.incarnation != seal.incarnation:
-        raise IncarnationChanged(
-            f"{head.dataset!r} was dropped by somebody else, and recreated since; the new one was left alone",
-            hint="Look at what is there now before you drop it.",
-            dataset=head.dataset,
-        )
-    if head.status is Status.DROPPED:
+    if _still(head, seal.incarnation).status is Status.DROPPED:
         return head
     if head.status is not Status.SEALED or head.epoch != seal.epoch:
         raise MaintenanceError(

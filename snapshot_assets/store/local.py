@@ -25,6 +25,9 @@ __all__ = ["LocalStore"]
 _LOCKS: Final = ".locks"
 _TEMPORARY: Final = ".temporary"
 _STALE_SECONDS: Final = 3600.0
+_LOCK_SECONDS: Final = 10.0
+_LEAST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.05
 _TIME_STEPS_NS: Final = (1, 1_000, 1_000_000, 2_000_000_000)
 
 
@@ -176,16 +179,38 @@ class LocalStore:
 
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[int]:
-        """Hold the lock that the key shares with one in 256 other keys, against threads and processes alike."""
+        """Hold the lock that the key shares with one in 256 other keys, against threads and processes alike.
+
+        A holder that dies lets go of it; one that is stopped does not, and nobody waits for it without end.
+
+        Raises:
+            StoreUnavailable: somebody else held it for all of `_LOCK_SECONDS`.
+        """
         name = hashlib.blake2b(key.encode(), digest_size=1).hexdigest()
         descriptor = os.open(self._root / _LOCKS / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._take(descriptor, key)
             yield descriptor
         finally:
             # Said aloud, because closing is not enough when a fork has a copy of the descriptor.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+    def _take(self, descriptor: int, key: str) -> None:
+        deadline, pause = time.monotonic() + _LOCK_SECONDS, _LEAST_PAUSE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise StoreUnavailable(
+                        f"another process has held the lock of {key} in {self.url} for {_LOCK_SECONDS:g} s",
+                        hint="A process that is stopped while it writes keeps it: continue that process, or end it.",
+                    ) from None
+                time.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                return
 
     def _rename(self, temporary: Path, target: Path) -> None:
         while True:

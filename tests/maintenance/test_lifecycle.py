@@ -17,6 +17,8 @@ from snapshot_assets.errors import (
     UnsupportedEngine,
 )
 from snapshot_assets.failpoints import Failpoints
+from snapshot_assets.ids import OperationId, new_operation_id
+from snapshot_assets.maintenance import lifecycle
 from snapshot_assets.maintenance.maintenance import Maintenance
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import Status
@@ -168,6 +170,23 @@ class TestDrop:
         publish_more(store, dataset)
         assert listed_ids(store) == [0, 1, 2, 3]
         check_store(store, tmp_path / "scratch")
+
+    def test_a_name_that_was_recreated_before_the_seal_is_left_alone(
+        self, store: SnapshotStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The dropper stalls between its look at the head and its seal."""
+
+        def stall() -> OperationId:
+            monkeypatch.undo()
+            Maintenance(store).drop("orders", confirm=True)
+            Maintenance(store).recreate("orders")
+            publish_more(store, dataset)
+            return new_operation_id()
+
+        monkeypatch.setattr(lifecycle, "new_operation_id", stall)
+        with pytest.raises(IncarnationChanged, match="left alone"):
+            Maintenance(store).drop("orders", confirm=True)
+        assert (store.head("orders").status, listed_ids(store)) == (Status.ACTIVE, [0])
 
     def test_a_seal_that_somebody_else_made_is_not_committed(self, store: SnapshotStore) -> None:
         """The dropper stalls; meanwhile its seal is undone, and the dataset is sealed again for another reason."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from snapshot_assets.errors import AccessDenied, Conflict, StoreError, StoreUnavailable
+from snapshot_assets.store import local
 from snapshot_assets.store.local import LocalStore
 
 INCREMENT = """
@@ -338,3 +339,35 @@ def test_relative_roots_do_not_follow_the_working_folder(tmp_path: Path, monkeyp
     store.write_if_absent("a", b"x")
     assert (tmp_path / "store" / "a").read_bytes() == b"x"
     assert store.url == (tmp_path / "store").as_uri()
+
+
+_HOLDS_A_LOCK = """
+import os, signal, sys
+from pathlib import Path
+from snapshot_assets.store.local import LocalStore
+
+store = LocalStore(Path(sys.argv[1]))
+with store._lock("heads/a.json"):
+    print("held", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def test_nobody_waits_without_end_for_a_process_that_was_stopped_while_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    token = store.write_if_absent("heads/a.json", b"one")
+    monkeypatch.setattr(local, "_LOCK_SECONDS", 0.3)
+    command = [sys.executable, "-c", _HOLDS_A_LOCK, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopped:
+        try:
+            assert stopped.stdout is not None
+            assert stopped.stdout.readline() == "held\n"
+            with pytest.raises(StoreUnavailable, match=r"lock of heads/a\.json"):
+                store.write_if_match("heads/a.json", b"two", token)
+            assert store.read("heads/a.json").data == b"one"
+        finally:
+            stopped.kill()
+    store.write_if_match("heads/a.json", b"two", token)
+    assert store.read("heads/a.json").data == b"two"
