@@ -267,3 +267,15 @@ def test_the_pages_that_promise_a_run_are_run() -> None:
     assert {"README.md", "docs/getting-started.md", "docs/guides/dagster.md", "docs/guides/read-in-python.md"} <= run
     assert {f"docs/guides/publish-{name}.md" for name in ("cayenne", "duckdb", "lance", "sqlite", "turso")} <= run
     assert "docs/guides/add-an-engine.md" in run
+
+
+def test_every_guarantee_names_tests_that_are_there() -> None:
+    table = (ROOT / "docs/understanding/guarantees.md").read_text().split("shown by, in `tests/` |")[1].split("\n\n")[0]
+    rows = [row.split("|")[3] for row in table.splitlines() if row.startswith("| ")]
+    assert len(rows) >= 19
+    for row in rows:
+        named = re.findall(r"`([^`]+)`", row)
+        assert named
+        for path in named:
+            text = (ROOT / "tests" / path).read_text()
+            assert "def test_" in text or "EngineContract" in text
