@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from snapshot_assets.cli.options import (
+    Checks,
     DatasetName,
     EngineName,
     EngineOptions,
@@ -14,6 +13,7 @@ from snapshot_assets.cli.options import (
     LivePath,
     StoreOptions,
     StoreUrl,
+    Wait,
     engine_options,
     open_store,
 )
@@ -30,13 +30,8 @@ def optimize(
     store: StoreUrl,
     store_option: StoreOptions = None,
     option: EngineOptions = None,
-    wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for another writer.")
-    ] = 0.0,
-    check: Annotated[
-        list[str] | None,
-        typer.Option("--check", metavar="SQL", help="Must return no row, or nothing is published. Can be repeated."),
-    ] = None,
+    wait: Wait = 0.0,
+    check: Checks = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Rewrite a live database so that it is small and fast to read, and publish it; or find nothing to do."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = [
+    "Checks",
     "DatasetName",
     "EngineName",
     "EngineOptions",
@@ -21,6 +22,7 @@ __all__ = [
     "OptionalStoreUrl",
     "StoreOptions",
     "StoreUrl",
+    "Wait",
     "WantedSnapshot",
     "duration",
     "engine_options",
@@ -42,6 +44,11 @@ EngineOptions = Annotated[
     typer.Option(
         "--option", metavar="KEY=VALUE", help="A setting of the engine, such as metastore=PATH. Can be repeated."
     ),
+]
+Wait = Annotated[float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for another writer.")]
+Checks = Annotated[
+    list[str] | None,
+    typer.Option("--check", metavar="SQL", help="Must return no row, or nothing is published. Can be repeated."),
 ]
 StoreUrl = Annotated[
     str, typer.Option("--store", envvar="SNAPSHOT_STORE", show_envvar=True, metavar="URL", help=_STORE_HELP)

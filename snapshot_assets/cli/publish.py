@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from snapshot_assets.cli.options import (
+    Checks,
     DatasetName,
     EngineName,
     EngineOptions,
@@ -14,6 +15,7 @@ from snapshot_assets.cli.options import (
     LivePath,
     StoreOptions,
     StoreUrl,
+    Wait,
     engine_options,
     open_store,
 )
@@ -47,13 +49,8 @@ def publish(
         str | None,
         typer.Option("--idempotency-key", metavar="KEY", help="Publish once under this name, however often asked."),
     ] = None,
-    wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to wait for another writer.")
-    ] = 0.0,
-    check: Annotated[
-        list[str] | None,
-        typer.Option("--check", metavar="SQL", help="Must return no row, or nothing is published. Can be repeated."),
-    ] = None,
+    wait: Wait = 0.0,
+    check: Checks = None,
     as_json: JsonOutput = False,
 ) -> None:
     """Capture a live database and publish it as the dataset's next snapshot."""

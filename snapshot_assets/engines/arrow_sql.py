@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,13 @@ import duckdb
 from snapshot_assets.engines.duckdb_pool import READER_CONFIG
 from snapshot_assets.engines.duckdb_statements import reading_statement
 from snapshot_assets.engines.sql import quoted
-from snapshot_assets.errors import ReadOnlyDataset
+from snapshot_assets.errors import ReadOnlyDataset, ValidationFailed
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset
 
-__all__ = ["ArrowSQL", "create_views", "register_scans"]
+__all__ = ["ArrowSQL", "create_views", "register_scans", "staged_rows"]
 
 
 def create_views(
@@ -109,3 +109,17 @@ class ArrowSQL:
             raise ReadOnlyDataset(
                 f"dataset {self._dataset!r} is read-only: {error.message}", dataset=self._dataset
             ) from error
+
+
+@contextmanager
+def staged_rows(sql: ArrowSQL) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+    """What `Engine.staged_query` gives, for an engine whose staged copies are looked at by this SQL; it is closed."""
+    with closing(sql):
+
+        def query(statement: str) -> list[tuple[Any, ...]]:
+            try:
+                return sql.rows(statement)
+            except (duckdb.Error, ReadOnlyDataset) as error:
+                raise ValidationFailed(f"a statement can not be run on the staged copy: {error}") from error
+
+        yield query

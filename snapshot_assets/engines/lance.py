@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
 import lance
 
-from snapshot_assets.engines.arrow_sql import ArrowSQL
+from snapshot_assets.engines.arrow_sql import ArrowSQL, staged_rows
 from snapshot_assets.engines.contract import Captured, Optimized, VerifyLevel
 from snapshot_assets.engines.lance_capture import capture_version
 from snapshot_assets.engines.lance_copy import content_of, read_all, reading, refuse_outside_blobs, version_in
@@ -23,9 +22,7 @@ from snapshot_assets.engines.tables import check_tables, chosen_tables
 from snapshot_assets.errors import (
     ConfigurationError,
     EngineTooOld,
-    ReadOnlyDataset,
     UnsupportedLiveDatabase,
-    ValidationFailed,
 )
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import Manifest, TableContent
@@ -96,14 +93,7 @@ class LanceEngine:
         with reading(folder, files) as source:
             name = _table_name(files)
             sql = ArrowSQL(name, {name: LanceScan(source)})
-        with closing(sql):
-
-            def query(statement: str) -> list[tuple[Any, ...]]:
-                try:
-                    return sql.rows(statement)
-                except (duckdb.Error, ReadOnlyDataset) as error:
-                    raise ValidationFailed(f"a statement can not be run on the staged copy: {error}") from error
-
+        with staged_rows(sql) as query:
             yield query
 
     def check_readable(self, manifest: Manifest) -> None:

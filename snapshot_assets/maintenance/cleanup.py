@@ -146,8 +146,7 @@ class Cleaner:
         self._confirm = confirm
         self._clock = clock
         self._failpoints = failpoints
-        holder = this_holder()
-        self._by = f"cleanup by process {holder.pid} on {holder.host}"
+        self._by = f"cleanup by {this_holder()}"
 
     def clean(self, dataset: str) -> CleanupRow:
         """Clean one dataset. Its failure is in the row, and reaches no other dataset."""

@@ -276,8 +276,7 @@ def _settle(store: SnapshotStore, name: str, clock: Clock) -> None:
     pending.sort(key=lambda sidecar: sidecar.kind is SidecarKind.DROP)
     # Read after they were listed: an operation of a newer incarnation must not be taken for one of a lost one.
     head = store.head(name)
-    holder = this_holder()
-    heal(store, head, pending, clock=clock, by=f"drop by process {holder.pid} on {holder.host}")
+    heal(store, head, pending, clock=clock, by=f"drop by {this_holder()}")
 
 
 def _objects_of(store: SnapshotStore, head: Head) -> Mapping[str, int]:

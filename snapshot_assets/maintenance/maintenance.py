@@ -430,9 +430,7 @@ class Maintenance:
         return head
 
     def _audit(self, name: str, operation: OperationId, kind: str) -> None:
-        holder = this_holder()
-        by = f"process {holder.pid} on {holder.host}"
-        row = AuditRow(operation, kind, Outcome.COMMITTED, self._clock.now_ms(), by)
+        row = AuditRow(operation, kind, Outcome.COMMITTED, self._clock.now_ms(), str(this_holder()))
         try:
             self._store.objects.write_if_absent(audit_key(name, operation), row.to_bytes())
         except StoreError as error:

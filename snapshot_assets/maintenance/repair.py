@@ -229,8 +229,7 @@ def _ended_now(
             head = claim_epoch(store, name, clock=clock)
         for key in unreadable:
             _set_aside(store, key)
-        holder = this_holder()
-        by = f"repair by process {holder.pid} on {holder.host}"
+        by = f"repair by {this_holder()}"
         verdicts = heal(store, head, sidecars, clock=clock, by=by)
         return {*unreadable, *(operation for operation, verdict in verdicts.items() if verdict.outcome is not None)}
 

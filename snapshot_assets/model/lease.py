@@ -37,6 +37,9 @@ class Holder:
         """The holder as documents store it."""
         return {"host": self.host, "boot_id": self.boot_id, "pid": self.pid, "start_time": self.start_time}
 
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
 
 @dataclass(frozen=True, slots=True)
 class WriterLease:

@@ -199,9 +199,8 @@ def _busy(objects: Store, dataset: str) -> WriterBusy:
     found = _read(objects, dataset)
     if found is None:
         return WriterBusy(f"another writer of {dataset!r} was faster", dataset=dataset)
-    holder = found[0].holder
     return WriterBusy(
-        f"{dataset!r} is being written by process {holder.pid} on {holder.host}",
+        f"{dataset!r} is being written by {found[0].holder}",
         hint=f"Wait for it; if it has died, its lease passes on after {found[0].duration_ms / 1000:g} s unchanged. "
         "Ask to wait for longer than that (`--wait`).",
         dataset=dataset,

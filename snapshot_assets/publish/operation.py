@@ -279,7 +279,7 @@ class Operation:
 
     def _retire(self, sidecar: Sidecar) -> None:
         """Finish the book-keeping of a publish that is durable. What fails here, the next writer does."""
-        by = f"process {sidecar.owner['pid']} on {sidecar.owner['host']}"
+        by = str(this_holder())
         try:
             write_audit(self._objects, sidecar, Outcome.COMMITTED, clock=self._settings.clock, by=by)
             self._settings.failpoints.hit(PUBLISH_AFTER_AUDIT)

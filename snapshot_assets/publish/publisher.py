@@ -193,8 +193,7 @@ class Publisher:
         if all(classify(sidecar, head, clock.now_ms()) is Verdict.WAITING for sidecar in sidecars):
             return head
         head = claim_epoch(store, dataset, clock=clock)
-        holder = this_holder()
-        heal(store, head, sidecars, clock=clock, by=f"recovery by process {holder.pid} on {holder.host}")
+        heal(store, head, sidecars, clock=clock, by=f"recovery by {this_holder()}")
         return head
 
     def _already(self, store: SnapshotStore, head: Head, entry: SnapshotEntry, watch: Stopwatch) -> PublishResult:

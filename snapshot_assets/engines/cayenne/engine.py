@@ -10,9 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import duckdb
-
-from snapshot_assets.engines.arrow_sql import ArrowSQL
+from snapshot_assets.engines.arrow_sql import ArrowSQL, staged_rows
 from snapshot_assets.engines.cayenne.copies import (
     SLICE_NAME,
     check_content,
@@ -42,9 +40,7 @@ from snapshot_assets.errors import (
     EngineTooOld,
     LiveDatabaseBusy,
     LiveDatabaseMissing,
-    ReadOnlyDataset,
     UnsupportedLiveDatabase,
-    ValidationFailed,
 )
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.manifest import Layout, Manifest, TableContent
@@ -154,14 +150,7 @@ class CayenneEngine:
     @contextmanager
     def staged_query(self, folder: Path, files: Sequence[str]) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
         state = staged_state(folder, files)
-        with closing(ArrowSQL(state.name, {state.name: CayenneScan(state)})) as tables:
-
-            def query(sql: str) -> list[tuple[Any, ...]]:
-                try:
-                    return tables.rows(sql)
-                except (duckdb.Error, ReadOnlyDataset) as error:
-                    raise ValidationFailed(f"a statement can not be run on the staged copy: {error}") from error
-
+        with staged_rows(ArrowSQL(state.name, {state.name: CayenneScan(state)})) as query:
             yield query
 
     def check_readable(self, manifest: Manifest) -> None:
