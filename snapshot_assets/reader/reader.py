@@ -17,10 +17,10 @@ from snapshot_assets.ids import check_dataset_name
 from snapshot_assets.reader.announcing import Announcer, reader_id_of
 from snapshot_assets.reader.catalog import Catalog
 from snapshot_assets.reader.data_dir import DataDirLock, fresh_folder
-from snapshot_assets.reader.dispatching import Kept, KeptIndex, KeptStream
 from snapshot_assets.reader.drain import Drains
 from snapshot_assets.reader.followed import FollowedDataset, ReaderParts
 from snapshot_assets.reader.handoff import FormatCheck, IndexHandoff, OnDrainTimeout, StreamHandoff
+from snapshot_assets.reader.kept import Kept, KeptIndex, KeptStream
 from snapshot_assets.reader.polling import Polling
 from snapshot_assets.reader.provider import SnapshotProvider
 from snapshot_assets.reader.registry import PoolRegistry
