@@ -29,7 +29,6 @@ from tests.maintenance.support import (
     data_keys,
     killed_at,
     listed_ids,
-    orders_in,
     publish_more,
 )
 from tests.publish.support import audits, check_store
@@ -37,11 +36,6 @@ from tests.publish.support import audits, check_store
 CLEANUP_FAILPOINTS = sorted(
     value for name, value in vars(failpoints).items() if name.startswith("CLEANUP_") and isinstance(value, str)
 )
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return orders_in(tmp_path)
 
 
 @pytest.fixture

@@ -26,18 +26,13 @@ from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.reader.reader import SnapshotReader
 from snapshot_assets.reader.settings import ReaderSettings
 from snapshot_assets.store.snapshot_store import SnapshotStore
-from tests.maintenance.support import SlowStore, announce, data_keys, killed_at, listed_ids, orders_in, publish_more
+from tests.maintenance.support import SlowStore, announce, data_keys, killed_at, listed_ids, publish_more
 from tests.publish.support import audits, check_store
 
 DROP_FAILPOINTS = sorted(
     value for name, value in vars(failpoints).items() if name.startswith("DROP_") and isinstance(value, str)
 )
 DROPPED_AFTER = {failpoints.DROP_AFTER_COMMIT, failpoints.DROP_AFTER_END}
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return orders_in(tmp_path)
 
 
 @pytest.fixture

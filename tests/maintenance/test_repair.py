@@ -28,18 +28,12 @@ from tests.maintenance.support import (
     data_keys,
     killed_at,
     listed_ids,
-    orders_in,
     pass_lease,
     publish_more,
 )
 from tests.publish.support import audits, check_store
 
 UNREADABLE = "recovery/orders/01JD0000000000000000000000.json"
-
-
-@pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return orders_in(tmp_path)
 
 
 @pytest.fixture
