@@ -1,4 +1,4 @@
-"""Dagster assets that publish a dataset: take the write gate, change the live database, capture it, publish it.
+"""The asset factory: a function that changes a live database becomes an asset that publishes it.
 
 Nothing heavy is imported before it is needed: an engine when a dataset of it is declared, the rest by a run.
 """
