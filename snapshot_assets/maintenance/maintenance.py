@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from snapshot_assets.clock import SYSTEM_CLOCK, Clock, in_seconds
 from snapshot_assets.errors import (
     ConfigurationError,
     ConfirmationRequired,
-    Conflict,
     MaintenanceError,
     SnapshotAssetsError,
     SnapshotDamaged,
@@ -25,20 +23,22 @@ from snapshot_assets.ids import OperationId, new_incarnation_id, new_operation_i
 from snapshot_assets.maintenance.cleanup import Cleaner, CleanupRow
 from snapshot_assets.maintenance.lifecycle import DropResult, drop, recreated, sealed, unsealed
 from snapshot_assets.maintenance.optimize import OptimizeResult, optimize_and_publish
+from snapshot_assets.maintenance.pins import pinned, unpinned
 from snapshot_assets.maintenance.readers import KnownReader, known_readers
 from snapshot_assets.maintenance.repair import RepairRow, repair_dataset, repairable_datasets
 from snapshot_assets.maintenance.retention import RetentionPolicy
+from snapshot_assets.maintenance.rollback import Undo, listed_entry, rolled_back
 from snapshot_assets.maintenance.verify import VerifyDepth, VerifyReport, verify_snapshot
 from snapshot_assets.model.audit import AuditRow, Outcome, audit_key
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.engines import engine_source
-from snapshot_assets.model.head import MAX_SNAPSHOTS, Head, Pin, SnapshotEntry
-from snapshot_assets.publish.heads import change_head, refuse_inactive
+from snapshot_assets.model.head import MAX_SNAPSHOTS, Head, Pin
+from snapshot_assets.publish.heads import change_head
 from snapshot_assets.publish.lease import LeaseBook, this_holder
 from snapshot_assets.publish.publisher import Publisher
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
-__all__ = ["Maintenance", "Undo"]
+__all__ = ["Maintenance"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,41 +46,6 @@ _LEASE_SECONDS: Final = 60.0
 
 DEFAULT_GRACE: Final = timedelta(hours=1)
 """How long objects stay after their snapshot has left the head."""
-
-
-@dataclass(frozen=True, slots=True)
-class Undo:
-    """What a rollback replaced, and the way back.
-
-    Attributes:
-        dataset: what was rolled back.
-        snapshot_id: the snapshot that is current now.
-        replaced_snapshot_id: the one that was current before.
-        generation: the generation that the rollback made.
-    """
-
-    dataset: str
-    snapshot_id: int
-    replaced_snapshot_id: int | None
-    generation: int
-    _back: Callable[[], Undo]
-
-    def undo(self) -> Undo:
-        """Make the replaced snapshot current again.
-
-        Raises:
-            Conflict: something else was published or rolled back since.
-        """
-        return self._back()
-
-    def to_json(self) -> dict[str, Any]:
-        """The handle as the command line prints it."""
-        return {
-            "dataset": self.dataset,
-            "snapshot_id": self.snapshot_id,
-            "replaced_snapshot_id": self.replaced_snapshot_id,
-            "generation": self.generation,
-        }
 
 
 class Maintenance:
@@ -115,23 +80,14 @@ class Maintenance:
     def _make_current(self, name: str, snapshot_id: int, expected_generation: int | None) -> Undo:
         head = self._store.head(name)
         self._verified(head, snapshot_id, "sizes")
-        replaced: list[int | None] = []
+        before: int | None = None
 
         def move(now: Head) -> Head:
-            refuse_inactive(now)
-            _listed(now, snapshot_id)
-            if now.incarnation != head.incarnation or expected_generation not in {None, now.generation}:
-                raise Conflict(f"{name!r} has changed since; look at it before it is rolled back", dataset=name)
-            replaced[:] = [now.current_snapshot_id]
-            return replace(
-                now,
-                generation=now.generation + 1,
-                current_snapshot_id=snapshot_id,
-                current_since_ms=self._clock.now_ms(),
-            )
+            nonlocal before
+            before = now.current_snapshot_id
+            return rolled_back(now, snapshot_id, seen=head, generation=expected_generation, now_ms=self._clock.now_ms())
 
         changed = self._change(name, "rollback", move)
-        before = replaced[0]
 
         def back() -> Undo:
             if before is None:
@@ -167,13 +123,7 @@ class Maintenance:
         now_ms = self._clock.now_ms()
         until = None if expires is None else now_ms + round(in_seconds("expires", expires) * 1000)
         made = Pin(pin, snapshot_id, owner, reason, now_ms, until)
-
-        def add(head: Head) -> Head:
-            refuse_inactive(head)
-            _listed(head, snapshot_id)
-            return replace(head, pins=(*(kept for kept in head.pins if kept.name != pin), made))
-
-        self._change(name, "pin", add)
+        self._change(name, "pin", lambda head: pinned(head, made))
         return made
 
     def unpin(self, name: str, pin: str) -> None:
@@ -183,15 +133,7 @@ class Maintenance:
             MaintenanceError: there is no pin of that name.
             DatasetSealed, DatasetDropped: the dataset takes no changes.
         """
-
-        def remove(head: Head) -> Head:
-            refuse_inactive(head)
-            kept = tuple(other for other in head.pins if other.name != pin)
-            if len(kept) == len(head.pins):
-                raise MaintenanceError(f"{name!r} has no pin called {pin!r}", hint="List its pins.", dataset=name)
-            return replace(head, pins=kept)
-
-        self._change(name, "unpin", remove)
+        self._change(name, "unpin", lambda head: unpinned(head, pin))
 
     def verify(self, name: str, snapshot_id: int | None = None, level: VerifyDepth = "digest") -> VerifyReport:
         """Check a snapshot, by default the current one, in the store.
@@ -215,7 +157,7 @@ class Maintenance:
 
     def _verified(self, head: Head, snapshot_id: int, level: VerifyDepth) -> VerifyReport:
         try:
-            return verify_snapshot(self._store, head, _listed(head, snapshot_id), level)
+            return verify_snapshot(self._store, head, listed_entry(head, snapshot_id), level)
         except SnapshotDamaged:
             now = self._store.head(head.dataset)
             if now.incarnation == head.incarnation and now.entry(snapshot_id) is not None:
@@ -435,13 +377,3 @@ class Maintenance:
             self._store.objects.write_if_absent(audit_key(name, operation), row.to_bytes())
         except StoreError as error:
             _log.warning("%s of %s is done; its audit row could not be written: %s", kind, name, error)
-
-
-def _listed(head: Head, snapshot_id: int) -> SnapshotEntry:
-    entry = head.entry(snapshot_id)
-    if entry is None:
-        listed = ", ".join(str(entry.snapshot_id) for entry in head.snapshots) or "none"
-        raise SnapshotMissing(
-            f"{head.dataset!r} lists no snapshot {snapshot_id}; it lists {listed}", dataset=head.dataset
-        )
-    return entry

@@ -27,7 +27,8 @@ from snapshot_assets.errors import (
     SnapshotAssetsError,
 )
 from snapshot_assets.failpoints import NO_FAILPOINTS, Failpoints
-from snapshot_assets.maintenance.maintenance import Maintenance, Undo
+from snapshot_assets.maintenance.maintenance import Maintenance
+from snapshot_assets.maintenance.rollback import Undo
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import Head, SnapshotEntry, Status
 from snapshot_assets.publish.publisher import Publisher, PublishResult
