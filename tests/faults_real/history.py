@@ -179,7 +179,8 @@ def check_served(events: Iterable[Event]) -> None:
     states = {
         (event["incarnation"], event["generation"], event["snapshot_id"]): event["rows"]
         for event in events
-        if event["kind"] == "head"
+        # What somebody tried to make current, and lost, was of that generation for nobody.
+        if event["kind"] == "head" and event["what"] in {"read", "wrote"}
     }
     highest: dict[str, int] = {}
     for event in events:
