@@ -11,6 +11,7 @@ import snapshot_assets
 from snapshot_assets.cli.change import pin, rollback, unpin
 from snapshot_assets.cli.demo import demo
 from snapshot_assets.cli.doctor import doctor
+from snapshot_assets.cli.fleet import readers
 from snapshot_assets.cli.lifecycle import drop, recreate, seal, unseal
 from snapshot_assets.cli.look import ls, pins, show
 from snapshot_assets.cli.optimize import optimize
@@ -18,7 +19,7 @@ from snapshot_assets.cli.output import verb
 from snapshot_assets.cli.publish import publish
 from snapshot_assets.cli.pull import pull
 from snapshot_assets.cli.read import query, verify
-from snapshot_assets.cli.retention import cleanup, readers, repair
+from snapshot_assets.cli.retention import cleanup, repair
 from snapshot_assets.cli.serve import serve
 from snapshot_assets.cli.status import status
 

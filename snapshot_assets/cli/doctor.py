@@ -100,16 +100,14 @@ def _probe(objects: Store) -> Finding:
     from snapshot_assets.store.probe import probe_store
 
     try:
-        probe_store(objects)
+        refused = "" if probe_store(objects) else "nothing may be written here"
     except AccessDenied as error:
-        return Finding(
-            "writing",
-            "warning",
-            f"not permitted: {error.message}",
-            "Reading works; publishing needs to write and delete.",
-        )
+        refused = error.message
     except SnapshotAssetsError as error:
         return Finding("writing", "failed", f"{error.kind}: {error.message}", error.hint)
+    if refused:
+        hint = "Reading works; publishing needs to write and delete."
+        return Finding("writing", "warning", f"not permitted: {refused}", hint)
     return Finding("writing", "ok", "conditional writes and uploads hold what they promise")
 
 

@@ -16,6 +16,7 @@ from snapshot_assets.errors import SnapshotAssetsError
 
 __all__ = [
     "count",
+    "duration_text",
     "print_error",
     "print_facts",
     "print_json",
@@ -128,6 +129,14 @@ def size_text(size: int) -> str:
             break
         amount /= 1024
     return f"{size} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """A length of time, for people."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def time_text(at_ms: int | None) -> str:

@@ -1,4 +1,4 @@
-"""`cleanup`, `repair`, `readers`: what leaves the store, what is settled, and who holds what."""
+"""`cleanup` and `repair`: what leaves the store, and what is settled."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ from snapshot_assets.cli.output import (
 if TYPE_CHECKING:
     from snapshot_assets.errors import SnapshotAssetsError
     from snapshot_assets.maintenance.cleanup import CleanupRow
-    from snapshot_assets.maintenance.readers import KnownReader
     from snapshot_assets.maintenance.repair import RepairRow
 
-__all__ = ["Confirm", "cleanup", "print_unconfirmed", "readers", "repair"]
+__all__ = ["Confirm", "cleanup", "print_unconfirmed", "repair"]
 
 Confirm = Annotated[bool, typer.Option("--confirm", help="Do it; without this, only tell what would be done.")]
 
@@ -111,20 +110,6 @@ def repair(
     _exit_after(row.error for row in rows)
 
 
-def readers(store: StoreUrl, store_option: StoreOptions = None, as_json: JsonOutput = False) -> None:
-    """List the readers that announce themselves in the store, and what they serve."""
-    from snapshot_assets.maintenance.maintenance import Maintenance
-
-    known = Maintenance(open_store(store, store_option, read_only=True)).readers()
-    if as_json:
-        print_json({"readers": [reader.to_json() for reader in known]})
-    elif not known:
-        typer.echo("No reader has announced itself.")
-    else:
-        columns = ("reader", "heard of", "dataset", "snapshot", "generation", "state", "cohort", "endpoint")
-        print_table(columns, list(_reader_cells(known)), right=("snapshot", "generation"))
-
-
 def print_unconfirmed(command: Sequence[str]) -> None:
     """Say that nothing was done, and what to type."""
     typer.echo(f"\nNothing was changed. To do it:\n  {shlex.join(['snapshot-assets', *command])}")
@@ -189,19 +174,6 @@ def _done_text(row: RepairRow, *, confirmed: bool) -> tuple[str, str]:
     if row.done:
         return "done", row.action
     return "left" if confirmed else "to do", row.action + (" (needs --force)" if row.needs_force else "")
-
-
-def _reader_cells(known: Iterable[KnownReader]) -> Iterable[tuple[str, ...]]:
-    for reader in known:
-        said = reader.announcement
-        heard = ("" if reader.is_alive else "SILENT since ") + time_text(reader.last_heard_ms)
-        ends = (said.cohort or "", said.endpoint or "")
-        if not said.datasets:
-            yield (said.reader_id, heard, "", "", "", "", *ends)
-        for name, one in sorted(said.datasets.items()):
-            loaded = ["-" if value is None else str(value) for value in (one.snapshot_id, one.generation)]
-            state = f"{one.state}: {one.last_error}" if one.last_error else one.state
-            yield (said.reader_id, heard, name, *loaded, state, *ends)
 
 
 def _exit_after(errors: Iterable[SnapshotAssetsError | None]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -49,6 +50,42 @@ def serve(
             "--refresh-interval", metavar="LENGTH", help="Between two looks at the store; off: only when told."
         ),
     ] = "60s",
+    keep_local: Annotated[
+        int, typer.Option("--keep-local", min=1, metavar="N", help="How many local copies of a dataset stay warm.")
+    ] = 2,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pin", metavar="NAME=SNAPSHOT", help="Serve this snapshot, whatever is published. Can be repeated."
+        ),
+    ] = None,
+    schema_policy: Annotated[
+        str,
+        typer.Option(
+            "--schema-policy", metavar="POLICY", help="Which schema changes are taken: strict, widening, any."
+        ),
+    ] = "strict",
+    on_damage: Annotated[
+        str,
+        typer.Option(
+            "--on-damage", metavar="POLICY", help="When a snapshot is damaged in the store: raise, or fallback."
+        ),
+    ] = "raise",
+    cohort: Annotated[
+        str | None, typer.Option("--cohort", metavar="NAME", help="The group that a rollout counts this reader to.")
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            "--advertise", metavar="HOST[:PORT]", help="Where others reach this node, as it is announced in the store."
+        ),
+    ] = None,
+    announce_interval: Annotated[
+        str,
+        typer.Option(
+            "--announce-interval", metavar="LENGTH", help="Between two signs of life in the store; off: none at all."
+        ),
+    ] = "5m",
     query_timeout: Annotated[
         float, typer.Option("--query-timeout", min=0, metavar="SECONDS", help="What one query may take.")
     ] = 300.0,
@@ -94,10 +131,36 @@ def serve(
         threads=threads,
         tls_cert=tls_cert,
         tls_key=tls_key,
+        advertise=advertise,
     )
     settings = ReaderSettings(
-        refresh_interval=None if refresh_interval == "off" else duration(refresh_interval),
+        refresh_interval=_interval(refresh_interval),
+        keep_local=keep_local,
+        pins=_pins(pin, dataset),
+        # What is no policy is refused with the ones that there are.
+        schema_policy=cast("Any", schema_policy),
+        on_damage=cast("Any", on_damage),
+        cohort=cohort,
+        announce_interval=_interval(announce_interval),
         catalog_config=node.catalog_config,
     )
     with SnapshotReader(open_store(store, store_option, read_only=True), data_dir, settings) as reader:
         run_node(reader, dataset, node)
+
+
+def _interval(text: str) -> timedelta | None:
+    """A length of time, or none for `off`."""
+    return None if text == "off" else duration(text)
+
+
+def _pins(pins: list[str] | None, datasets: list[str]) -> dict[str, int]:
+    """The snapshot to hold, by dataset."""
+    held: dict[str, int] = {}
+    for pin in pins or []:
+        name, separator, snapshot = pin.partition("=")
+        if not separator or not snapshot.isdecimal():
+            raise typer.BadParameter(f"{pin!r} is not NAME=SNAPSHOT, such as orders=41", param_hint="'--pin'")
+        if name not in datasets:
+            raise typer.BadParameter(f"{name!r} is pinned and is not served", param_hint="'--pin'")
+        held[name] = int(snapshot)
+    return held

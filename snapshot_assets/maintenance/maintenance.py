@@ -65,17 +65,23 @@ class Maintenance:
         self._failpoints = failpoints
         self._leases = LeaseBook(store.objects, _LEASE_SECONDS, clock)
 
-    def rollback(self, name: str, to_snapshot_id: int) -> Undo:
+    def rollback(self, name: str, to_snapshot_id: int, *, expected_generation: int | None = None) -> Undo:
         """Make a listed snapshot current. The generation rises, so every live reader follows.
 
         The objects of the snapshot are looked at first; the next publish takes a new id and builds on what is current.
 
+        Args:
+            name: the dataset.
+            to_snapshot_id: what becomes current.
+            expected_generation: the generation that is to be replaced, and no later one; any, when it is left out.
+
         Raises:
             SnapshotMissing: the head lists no such snapshot.
             SnapshotDamaged: an object of it is missing.
+            Conflict: the head has another generation than the expected one, or the dataset was recreated meanwhile.
             DatasetSealed, DatasetDropped: the dataset takes no changes.
         """
-        return self._make_current(name, to_snapshot_id, expected_generation=None)
+        return self._make_current(name, to_snapshot_id, expected_generation)
 
     def _make_current(self, name: str, snapshot_id: int, expected_generation: int | None) -> Undo:
         head = self._store.head(name)

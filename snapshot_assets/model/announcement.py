@@ -22,13 +22,17 @@ def announcement_key(reader_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """What a reader serves of one dataset; no incarnation, generation and snapshot while nothing is loaded."""
+    """What a reader serves of one dataset; no incarnation, generation and snapshot while nothing is loaded.
+
+    `pinned` tells that a pin of the reader chose the snapshot, whatever the head calls current.
+    """
 
     state: str
     incarnation: str | None = None
     generation: int | None = None
     snapshot_id: int | None = None
     last_error: str | None = None
+    pinned: bool = False
 
     @classmethod
     def parse(cls, document: Document) -> Announced:
@@ -39,6 +43,7 @@ class Announced:
             document.optional_count("generation"),
             document.optional_count("snapshot_id"),
             document.optional_text("last_error"),
+            "pinned" in document.rest and document.flag("pinned"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +54,7 @@ class Announced:
             "generation": self.generation,
             "snapshot_id": self.snapshot_id,
             "last_error": self.last_error,
-        }
+        } | ({"pinned": True} if self.pinned else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,4 +153,6 @@ def _announced(status: DatasetStatus) -> Announced:
     if status.current is None:
         return Announced(status.state, last_error=error)
     current = status.current
-    return Announced(status.state, current.incarnation, current.generation, current.snapshot_id, error)
+    return Announced(
+        status.state, current.incarnation, current.generation, current.snapshot_id, error, pinned=current.pinned
+    )

@@ -12,6 +12,7 @@ import pyarrow.flight as fl
 
 from snapshot_assets.errors import ConfigurationError, NodeUnavailable
 from snapshot_assets.serve.errors import from_flight
+from snapshot_assets.serve.messages import CommandStatementQuery, pack
 
 __all__ = ["NodeClient"]
 
@@ -23,6 +24,7 @@ class NodeClient:
         endpoint: the node's Flight URL, `grpc://host:port` or `grpc+tls://host:port`.
         token: a control token; a query token is enough for `status`.
         tls_ca: the certificates to trust, as a PEM file; the system's, when it is left out.
+        tls_hostname: the name that the node's certificate must be for; the endpoint's host, when it is left out.
         timeout: seconds that an answer may take, beyond what is waited for.
 
     Raises:
@@ -30,7 +32,13 @@ class NodeClient:
     """
 
     def __init__(
-        self, endpoint: str, token: str | None = None, *, tls_ca: Path | None = None, timeout: float = 60.0
+        self,
+        endpoint: str,
+        token: str | None = None,
+        *,
+        tls_ca: Path | None = None,
+        tls_hostname: str | None = None,
+        timeout: float = 60.0,
     ) -> None:
         self.endpoint = endpoint
         self._timeout = timeout
@@ -39,6 +47,8 @@ class NodeClient:
         try:
             if tls_ca is not None:
                 options["tls_root_certs"] = tls_ca.read_bytes()
+            if tls_hostname is not None:
+                options["override_hostname"] = tls_hostname
             self._client = fl.connect(endpoint, **options)
         except (pa.ArrowException, fl.FlightError, OSError, ValueError) as error:
             raise ConfigurationError(
@@ -47,7 +57,7 @@ class NodeClient:
             ) from error
 
     def status(self) -> dict[str, Any]:
-        """What the node serves: `ready`, `missing`, and the status of each dataset under `datasets`.
+        """What the node serves: `ready`, `cohort`, `missing`, and the status of each dataset under `datasets`.
 
         Raises:
             NodeUnavailable: the node does not answer.
@@ -112,6 +122,25 @@ class NodeClient:
         body = {"wait": wait, "resume": resume}
         return self._act("drain", json.dumps(body).encode(), self._timeout + (wait or 0.0))
 
+    def query(self, sql: str) -> pa.Table:
+        """Run one SELECT on the node, as any Flight SQL client does; the token must admit to queries.
+
+        Raises:
+            NodeUnavailable: the node does not answer.
+            TokenRefused: the token does not admit to it.
+            QueryRefused: it is no single SELECT.
+            QueryFailed: it failed on the node.
+        """
+        options = self._options(self._timeout)
+        try:
+            command = fl.FlightDescriptor.for_command(pack(CommandStatementQuery(sql)))
+            [endpoint] = self._client.get_flight_info(command, options).endpoints
+            return self._client.do_get(endpoint.ticket, options).read_all()
+        except fl.FlightError as error:
+            raise from_flight(error) from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise NodeUnavailable(f"what answers at {self.endpoint} is no reader node: {error}") from error
+
     def close(self) -> None:
         """End the connection."""
         self._client.close()
@@ -125,10 +154,14 @@ class NodeClient:
         self.close()
 
     def _act(self, action: str, body: bytes, timeout: float) -> dict[str, Any]:
-        options = fl.FlightCallOptions(timeout=timeout, headers=self._headers)
         try:
-            results = list(self._client.do_action(fl.Action(action, body), options))
+            results = list(self._client.do_action(fl.Action(action, body), self._options(timeout)))
             answer = json.loads(results[0].body.to_pybytes())
+        except fl.FlightTimedOutError as error:
+            raise NodeUnavailable(
+                f"{self.endpoint} did not answer {action!r} within {timeout:g} s",
+                hint="See whether the node hangs or is overloaded; if it only needs longer, raise the timeout.",
+            ) from error
         except fl.FlightError as error:
             raise from_flight(error) from error
         except (pa.ArrowException, OSError, ValueError, IndexError) as error:
@@ -136,3 +169,6 @@ class NodeClient:
         if not isinstance(answer, dict):
             raise NodeUnavailable(f"what answers at {self.endpoint} is no reader node: {answer!r}")
         return answer
+
+    def _options(self, timeout: float) -> fl.FlightCallOptions:
+        return fl.FlightCallOptions(timeout=timeout, headers=self._headers)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from snapshot_assets.errors import ConfigurationError
-from snapshot_assets.reader.settings import RefreshResult
+from snapshot_assets.reader.settings import ReaderSettings, RefreshResult
 from snapshot_assets.reader.status import DatasetStatus
 from snapshot_assets.serve.sessions import Sessions
 
@@ -30,6 +30,10 @@ _LONGEST_WAIT = 86_400
 
 class ServedReader(Protocol):
     """What the node needs of a reader."""
+
+    @property
+    def settings(self) -> ReaderSettings:
+        """How it was told to behave."""
 
     @property
     def catalog(self) -> Sessions:
@@ -103,6 +107,7 @@ class Control:
         status = self._reader.status()
         missing = self.missing()
         return {
+            "cohort": self._reader.settings.cohort,
             "ready": not missing and not self.is_draining,
             "draining": self.is_draining,
             "missing": missing,

@@ -7,15 +7,20 @@ error's extra information, from which `NodeClient` raises the same typed error a
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow.flight as fl
 
 from snapshot_assets import errors
 from snapshot_assets.errors import NodeUnavailable, ReaderError, SnapshotAssetsError, TokenRefused
 
-__all__ = ["from_flight", "to_flight"]
+__all__ = ["from_flight", "timed_out", "to_flight"]
 
 
+_WRAPPING = re.compile(
+    r"^Flight returned \w+ error, with message: |failed to connect to all addresses; last error: \w+: "
+)
+"""What Flight and gRPC put before the reason."""
 _UNAVAILABLE = (fl.FlightUnavailableError, fl.FlightTimedOutError)
 
 
@@ -47,10 +52,15 @@ def from_flight(error: fl.FlightError) -> SnapshotAssetsError:
             operation_id=fields.get("operation_id"),
         )
     except (ValueError, KeyError, TypeError):
-        message = str(error).partition(". Detail: ")[0].strip()
+        message = _WRAPPING.sub("", str(error).partition(". Detail: ")[0]).strip()
         if isinstance(error, _UNAVAILABLE):
             return NodeUnavailable(f"the reader node did not answer: {message}")
         return ReaderError(f"the reader node failed: {message}", hint="Look at the node's own log.")
+
+
+def timed_out(error: BaseException) -> bool:
+    """Whether a client gave up because the node took too long, rather than because nobody answered."""
+    return isinstance(error.__cause__, fl.FlightTimedOutError)
 
 
 def _kind(name: str) -> type[SnapshotAssetsError]:

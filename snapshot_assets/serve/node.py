@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ipaddress
 import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import IO, Self
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -62,9 +65,12 @@ class NodeSettings:
         tls_cert: the certificate chain of both ports, as a PEM file.
         tls_key: its key.
         stop_timeout: seconds that running queries have when the node stops.
+        advertise: the `host` or `host:port` that is announced in the store as where this node answers. By default the
+            address that is bound; when that is all addresses, this machine's fully qualified name.
 
     Raises:
-        ConfigurationError: a value is out of range, or one of the TLS files is given without the other.
+        ConfigurationError: a value is out of range, `advertise` is no host, or one of the TLS files is given without
+            the other.
     """
 
     host: str = "127.0.0.1"
@@ -82,6 +88,7 @@ class NodeSettings:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     stop_timeout: float = 30.0
+    advertise: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_rows", 1), ("max_concurrency", 1), ("threads", 1), ("port", 0), ("http_port", 0)):
@@ -94,6 +101,8 @@ class NodeSettings:
                 raise ConfigurationError(f"{name} is {value}; it takes seconds from 0")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ConfigurationError("tls_cert and tls_key belong together, and one is missing")
+        if self.advertise is not None:
+            _host_and_port(self.advertise)
 
     @property
     def is_loopback(self) -> bool:
@@ -104,6 +113,17 @@ class NodeSettings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    def announced(self, port: int) -> tuple[str, int]:
+        """Where others reach a node that listens on this port: the host and the port that are announced."""
+        if self.advertise is not None:
+            host, advertised = _host_and_port(self.advertise)
+            return host, advertised or port
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(self.host).is_unspecified:
+                named = socket.getfqdn()
+                return socket.gethostname() if named.startswith("localhost") else named, port
+        return self.host, port
 
     @property
     def catalog_config(self) -> dict[str, str | int | bool]:
@@ -191,7 +211,7 @@ class ReaderNode:
             while not self._stopping.is_set() and not self._first_attempts.acquire(timeout=0.2):
                 pass
         if not self._stopping.is_set():
-            self._reader.announce_endpoint(self.flight_url)
+            self._reader.announce_endpoint(self.announced_url)
         return self
 
     @property
@@ -201,6 +221,13 @@ class ReaderNode:
             raise ConfigurationError("the node was not started", hint="Call start().")
         scheme = "grpc" if self.settings.tls is None else "grpc+tls"
         return f"{scheme}://{_in_url(self.settings.host)}:{self._flight.port}"
+
+    @property
+    def announced_url(self) -> str:
+        """Where others are told that the node answers."""
+        url = urlsplit(self.flight_url)
+        host, port = self.settings.announced(url.port or 0)
+        return f"{url.scheme}://{_in_url(host)}:{port}"
 
     @property
     def http_url(self) -> str:
@@ -312,6 +339,26 @@ def _stop_when_asked(node: ReaderNode, asked: SimpleQueue[int]) -> None:
     time.sleep(node.settings.stop_timeout + _END_SECONDS)
     _logger.warning("the node did not end in time; it is cut off")
     _end_at_once()
+
+
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    """A host, with or without a port; an IPv6 address alone, or in brackets.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(text)), None
+    try:
+        parts = urlsplit(f"//{text}")
+        if parts.hostname and parts.netloc == text and parts.username is None:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise ConfigurationError(
+        f"advertise is {text!r}; it takes a host that others reach, with or without a port",
+        hint="Write it as reader-1.internal or reader-1.internal:8815.",
+    )
 
 
 def _in_url(host: str) -> str:

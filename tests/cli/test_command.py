@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from snapshot_assets.testing.servers import S3Server
+
 COMMAND = Path(sys.executable).parent / "snapshot-assets"
 
 
@@ -113,6 +115,15 @@ def test_doctor_fails_where_the_store_does(tmp_path: Path) -> None:
     checks = json.loads(ran.stdout)["checks"]
     assert checks[-1]["state"] == "failed"
     assert checks[-1]["hint"]
+
+
+def test_doctor_warns_where_reading_is_all_that_is_permitted(s3_server: S3Server, s3_url: str) -> None:
+    options = (f"--store-option={name}={value}" for name, value in s3_server.reader_options.items())
+    ran = run("doctor", "--json", "--store", s3_url, *options)
+    assert ran.returncode == 0
+    last = json.loads(ran.stdout)["checks"][-1]
+    assert (last["name"], last["state"]) == ("writing", "warning")
+    assert "not permitted" in last["detail"]
 
 
 def test_serve_answers_until_it_is_told_to_stop(tmp_path: Path) -> None:

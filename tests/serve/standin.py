@@ -11,7 +11,7 @@ import duckdb
 import pyarrow.flight as fl
 
 from snapshot_assets.errors import NotLoaded, SnapshotAssetsError, SnapshotMissing
-from snapshot_assets.reader.settings import Current, RefreshResult
+from snapshot_assets.reader.settings import Current, ReaderSettings, RefreshResult
 from snapshot_assets.reader.status import DatasetStatus
 from snapshot_assets.serve.messages import CommandStatementQuery, pack
 
@@ -64,6 +64,7 @@ class StandInCatalog:
 class StandInReader:
     def __init__(self) -> None:
         self.catalog = StandInCatalog()
+        self.settings = ReaderSettings(cohort="canary")
         self.generations: dict[str, int] = {"orders": 1, "planes": 1}
         self.pins: dict[str, int | None] = {}
         self.followed: set[str] = set()
