@@ -63,14 +63,14 @@ def _built_and_published(live: LiveDatabase, settings: Settings, url: str, serve
 
 
 def p5(settings: Settings) -> Iterator[Report]:
-    """A refresh after 1 % of the rows changed, beside a bootstrap of the same snapshot."""
+    """P5 and P14: a refresh after 1 % of the rows changed, beside a bootstrap of the same snapshot."""
     for engine in LIVE:
         with weed_server() as server:
             live = LIVE[engine](settings.scratch / engine)
             live.build(settings.database_bytes // live.row_bytes)
             samples = _refreshed(live, settings, server)
-            title = f"P5  1 % of {live_size(live) / 1024**2:,.0f} MiB changed ({engine}), brought to a reader"
-            target = "wall <= 0.2 x bootstrap, contiguous; bytes as published"
+            title = f"P5, P14  1 % of {live_size(live) / 1024**2:,.0f} MiB changed ({engine}), brought to a reader"
+            target = "contiguous: wall <= 0.2 x bootstrap, disk written <= 0.1 x file; bytes as published"
             yield Report(title, target, samples=samples, ratio="this / bootstrap", bases=dict.fromkeys(samples, _WHOLE))
 
 
@@ -90,18 +90,28 @@ def _refreshed(live: LiveDatabase, settings: Settings, server: S3Server) -> dict
             reader.follow(name, refresh=False)
 
             def refresh(reader: SnapshotReader = reader) -> Mapping[str, float]:
+                written = _written_bytes()
                 result = reader.refresh(name)
                 assert result.outcome == "loaded"
-                return {"fetched, MiB": result.fetched_bytes / 1024**2}
+                share = (_written_bytes() - written) / live_size(live)
+                return {"fetched, MiB": result.fetched_bytes / 1024**2, "disk written / file": share}
 
-            for number in range(settings.rounds):
+            for number in range(_SETTINGS.keep_local + settings.rounds):
                 live.change(kind, number)
                 published = publisher.publish(live.dataset).uploaded_bytes
                 sample = measure(refresh)
-                samples[kind].append(replace(sample, notes={**sample.notes, "published, MiB": published / 1024**2}))
+                # The first ones find no retired copy to build in yet.
+                if number >= _SETTINGS.keep_local:
+                    samples[kind].append(replace(sample, notes={**sample.notes, "published, MiB": published / 1024**2}))
         samples[_WHOLE].append(measure(_bootstrap(live, url, server, settings.scratch / "new")))
         shutil.rmtree(data_dir)
     return samples
+
+
+def _written_bytes() -> int:
+    """What this process has caused to be written to the disk so far."""
+    counted = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counted["write_bytes"])
 
 
 def _bootstrap(live: LiveDatabase, url: str, server: S3Server, data_dir: Path) -> Contender:

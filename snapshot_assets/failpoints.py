@@ -35,6 +35,7 @@ __all__ = [
     "REFRESH_AFTER_INSTALL",
     "REFRESH_AFTER_READY",
     "REFRESH_AFTER_RENAME",
+    "REFRESH_AFTER_SPARE",
     "REFRESH_AFTER_STATE",
     "REFRESH_AFTER_SWAP",
     "REFRESH_DURING_FETCH",
@@ -65,6 +66,7 @@ DROP_AFTER_COMMIT = "drop.after_commit"
 DROP_AFTER_SETTLED = "drop.after_settled"
 DROP_AFTER_END = "drop.after_end"
 
+REFRESH_AFTER_SPARE = "refresh.after_spare"
 REFRESH_DURING_FETCH = "refresh.during_fetch"
 REFRESH_AFTER_FETCH = "refresh.after_fetch"
 REFRESH_AFTER_RENAME = "refresh.after_rename"

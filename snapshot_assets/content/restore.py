@@ -53,10 +53,11 @@ def restore_files(
     *,
     donors: Sequence[Donor] = (),
     index_folder: Path | None = None,
+    over: bool = False,
     on_progress: Callable[[int], None] | None = None,
     on_segment: Callable[[], None] | None = None,
 ) -> Restored:
-    """Write a snapshot's files beneath `folder`, where none of them may exist yet.
+    """Write a snapshot's files beneath `folder`, where none of them may exist yet unless they are written `over`.
 
     When it returns, every file is complete, has the digests that the index names, has its mode, and is durable; after
     an error files are incomplete and are the caller's to remove. Donors only save bytes: what they hold is checked, and
@@ -68,6 +69,8 @@ def restore_files(
         folder: where its files go; nothing outside of it is written, `index_folder` aside.
         donors: local copies of other snapshots of the dataset, the likeliest first.
         index_folder: gets the root and the chunk tables, so that the copy can be a donor.
+        over: files that are there, plain ones that nobody else has open or knows by another name, become those of the
+            snapshot: what they hold is checked like a donor's, and only what differs is written.
         on_progress: called with the plain bytes of each segment that is in place.
         on_segment: called after each segment.
 
@@ -78,7 +81,7 @@ def restore_files(
         DiskFull: there is no room.
     """
     restore = _Restore(objects, content, folder, Donors(donors), index_folder)
-    restore.targets.create()
+    restore.targets.create(over=over)
     fetched = reused = 0
     with (
         ThreadPoolExecutor(_THREADS, thread_name_prefix="restore") as pool,
@@ -159,7 +162,7 @@ class _Restore:
         filled = []
         missing = []
         for wanted in group:
-            if self._fill_from_donor(wanted):
+            if self._is_in_place(wanted) or self._fill_from_donor(wanted):
                 filled.append(_Filled(wanted.row.plain_bytes, 0, wanted.row.plain_bytes))
             else:
                 missing.append(wanted)
@@ -169,6 +172,10 @@ class _Restore:
             for wanted, data in zip(missing, self._packs.read(place.operation, place.pack, spans), strict=True):
                 filled.append(self._fill_from_span(wanted, data))
         return filled
+
+    def _is_in_place(self, wanted: _Wanted) -> bool:
+        row = wanted.row
+        return self.targets.hash_earlier(row.file, wanted.offset, row.plain_bytes, self._buffers) == row.digest
 
     def _fill_from_donor(self, wanted: _Wanted) -> bool:
         row = wanted.row

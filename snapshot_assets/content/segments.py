@@ -29,6 +29,7 @@ __all__ = [
     "chunk_lengths",
     "content_digest",
     "hash_files",
+    "hash_stretch",
     "in_order",
     "new_buffer",
     "open_staged",
@@ -45,6 +46,9 @@ WHOLE_SEGMENT_BYTES: Final = 8 * 1024 * 1024
 
 MAX_SEGMENT_BYTES: Final = BLOCKS_SEGMENT_BYTES + 1024 * 1024
 """No segment is larger: the header is at most 1 MiB."""
+
+_HASHED_BYTES: Final = 1024 * 1024
+"""Read and hashed at a time: what stays in the processor's cache takes a third of the time."""
 
 _BATCH_FILES: Final = 256
 
@@ -153,6 +157,17 @@ def read_into(descriptor: int, target: memoryview, offset: int) -> bool:
     return True
 
 
+def hash_stretch(descriptor: int, offset: int, length: int, buffers: ScratchBuffers) -> bytes | None:
+    """The digest of a stretch of a file; none when the file ends before."""
+    digest = blake3()
+    for start in range(offset, offset + length, _HASHED_BYTES):
+        piece = buffers.take(min(_HASHED_BYTES, offset + length - start))
+        if not read_into(descriptor, piece, start):
+            return None
+        digest.update(piece)
+    return digest.digest()
+
+
 def in_order(
     pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], *, ahead: int
 ) -> Generator[R, None, None]:
@@ -221,8 +236,8 @@ def _batches(files: Sequence[StagedFile]) -> Iterator[list[tuple[int, int, int]]
 
 
 def _hash_segment(file: StagedFile, offset: int, length: int, buffers: ScratchBuffers) -> bytes:
-    plain = buffers.take(length)
     with open_staged(file.source) as descriptor:
-        if os.fstat(descriptor).st_size != file.size or not read_into(descriptor, plain, offset):
+        digest = hash_stretch(descriptor, offset, length, buffers)
+        if digest is None or os.fstat(descriptor).st_size != file.size:
             raise CorruptCapture(f"{file.source} changed its size while it was being published")
-    return blake3(plain).digest()
+    return digest

@@ -1,4 +1,4 @@
-"""The files that a restore writes: made with their size, filled in any order, made durable at the end."""
+"""The files that a restore writes: made with their size or taken over, filled in any order, made durable at the end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from snapshot_assets.content.segments import ScratchBuffers, hash_stretch
 from snapshot_assets.durable import is_full, sync_folder
 from snapshot_assets.errors import DiskFull, PathOutsideAnchor
 from snapshot_assets.model.manifest import FileEntry
@@ -17,6 +18,9 @@ from snapshot_assets.model.manifest import FileEntry
 __all__ = ["TargetFiles", "disk_full_is_typed"]
 
 _SYNCERS: Final = 8
+
+_COMPARED_BYTES: Final = 64 * 1024
+"""Of a file that is taken over, pieces of this size are written when they differ."""
 
 
 class TargetFiles:
@@ -31,9 +35,13 @@ class TargetFiles:
         self._folder = folder
         self._files = files
         self._folders = [folder]
+        self._taken_over: set[int] = set()
 
-    def create(self) -> None:
-        """Make every file, of its full size; none of them may exist.
+    def create(self, *, over: bool) -> None:
+        """Make every file, of its full size.
+
+        Args:
+            over: a file that is there is taken over, with the bytes that it holds; else none may be there.
 
         Raises:
             PathOutsideAnchor: something that is not a folder, such as a link, stands where a folder has to be.
@@ -46,13 +54,25 @@ class TargetFiles:
                 inner.mkdir(exist_ok=True)
                 if not stat.S_ISDIR(inner.lstat().st_mode):
                     raise PathOutsideAnchor(f"{inner} is not a folder")
-            for file in self._files:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(self._folder / file.path, flags, 0o600)
+            for number, file in enumerate(self._files):
+                path = self._folder / file.path
+                flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                if over and _is_plain(path):
+                    self._taken_over.add(number)
+                else:
+                    flags |= os.O_CREAT | os.O_EXCL
+                descriptor = os.open(path, flags, 0o600)
                 try:
                     os.ftruncate(descriptor, file.size)
                 finally:
                     os.close(descriptor)
+
+    def hash_earlier(self, number: int, offset: int, length: int, buffers: ScratchBuffers) -> bytes | None:
+        """The digest of what a file that was taken over holds there; none when it is a new one."""
+        if number not in self._taken_over:
+            return None
+        with self._open(number, os.O_RDONLY) as descriptor:
+            return hash_stretch(descriptor, offset, length, buffers)
 
     def write(self, number: int, offset: int, plain: bytes | memoryview) -> None:
         """Fill a part of a file.
@@ -60,8 +80,11 @@ class TargetFiles:
         Raises:
             DiskFull: there is no room.
         """
-        with disk_full_is_typed(self._folder), self._open(number) as descriptor:
-            _write_all(descriptor, offset, plain)
+        with disk_full_is_typed(self._folder), self._open(number, os.O_RDWR) as descriptor:
+            if number in self._taken_over:
+                _write_differing(descriptor, offset, memoryview(plain))
+            else:
+                _write_all(descriptor, offset, plain)
             _begin_writing_out(descriptor, offset, len(plain))
 
     def copy(self, number: int, offset: int, plain: memoryview, source: Path, source_offset: int) -> None:
@@ -70,8 +93,11 @@ class TargetFiles:
         Raises:
             DiskFull: there is no room.
         """
+        if number in self._taken_over:
+            self.write(number, offset, plain)
+            return
         done = 0
-        with disk_full_is_typed(self._folder), self._open(number) as descriptor:
+        with disk_full_is_typed(self._folder), self._open(number, os.O_WRONLY) as descriptor:
             try:
                 done = _copy_all(source, source_offset, descriptor, offset, len(plain))
             except OSError as error:
@@ -104,9 +130,9 @@ class TargetFiles:
                 yield "/".join(parts[:depth])
 
     @contextmanager
-    def _open(self, number: int) -> Iterator[int]:
+    def _open(self, number: int, access: int) -> Iterator[int]:
         path = self._folder / self._files[number].path
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             yield descriptor
         finally:
@@ -128,11 +154,23 @@ def disk_full_is_typed(folder: Path) -> Iterator[None]:
         raise
 
 
+def _is_plain(path: Path) -> bool:
+    return os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode)
+
+
 def _write_all(descriptor: int, offset: int, plain: bytes | memoryview) -> None:
     view = memoryview(plain)
     done = 0
     while done < len(view):
         done += os.pwrite(descriptor, view[done:], offset + done)
+
+
+def _write_differing(descriptor: int, offset: int, plain: memoryview) -> None:
+    """Write what is not there already: the disk has as much to do as has changed."""
+    for start in range(0, len(plain), _COMPARED_BYTES):
+        piece = bytes(plain[start : start + _COMPARED_BYTES])
+        if os.pread(descriptor, len(piece), offset + start) != piece:
+            _write_all(descriptor, offset + start, piece)
 
 
 def _begin_writing_out(descriptor: int, offset: int, length: int) -> None:

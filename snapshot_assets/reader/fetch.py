@@ -6,7 +6,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from snapshot_assets.content.restore import Donor, restore_files
@@ -19,20 +18,22 @@ from snapshot_assets.failpoints import (
     REFRESH_AFTER_INSTALL,
     REFRESH_AFTER_READY,
     REFRESH_AFTER_RENAME,
+    REFRESH_AFTER_SPARE,
     REFRESH_DURING_FETCH,
     Failpoints,
 )
 from snapshot_assets.model.head import Head, SnapshotEntry
 from snapshot_assets.model.schema import schemas_compatible
 from snapshot_assets.reader.data_dir import disk_errors, fsync_tree, remove_folder, try_to_remove
-from snapshot_assets.reader.local_copy import DatasetFolder, LocalCopy, copy_name
+from snapshot_assets.reader.dataset_folder import DatasetFolder
+from snapshot_assets.reader.local_copy import LocalCopy, copy_name
 from snapshot_assets.store.contract import Store
 
 __all__ = ["Obtained", "obtain_copy"]
 
 _log = logging.getLogger(__name__)
 
-_SPARE_BYTES: Final = 16 * 1024 * 1024
+_ROOM_BYTES: Final = 16 * 1024 * 1024
 """What a copy needs beyond its files: its index, its documents, and room for the file system itself."""
 
 
@@ -84,10 +85,14 @@ def obtain_copy(
         )
     engine_named(manifest.engine).check_readable(manifest)
     with disk_errors("a local copy can not be made", head.dataset, folder.path):
-        _check_room(folder.path, content)
         building = folder.building()
         try:
             copy = LocalCopy(building, head.incarnation, entry, manifest, content.manifest_bytes)
+            copy.files.mkdir()
+            copy.index.mkdir()
+            handed_down = folder.hand_down({file.path for file in manifest.files}, copy.files)
+            failpoints.hit(REFRESH_AFTER_SPARE)
+            _check_room(folder, content, handed_down)
             fetched_bytes, reused_bytes = _fill(objects, folder, copy, content, failpoints, check_open)
             failpoints.hit(REFRESH_AFTER_FETCH)
             ready = _put_in_place(folder, copy, failpoints)
@@ -97,12 +102,15 @@ def obtain_copy(
     return Obtained(ready, fetched_bytes, reused_bytes)
 
 
-def _check_room(folder: Path, content: Content) -> None:
-    needed = content.manifest.data_bytes + len(content.index_bytes) + _SPARE_BYTES
-    free = shutil.disk_usage(folder).free
+def _check_room(folder: DatasetFolder, content: Content, handed_down: int) -> None:
+    needed = content.manifest.data_bytes + len(content.index_bytes) + _ROOM_BYTES - handed_down
+    free = shutil.disk_usage(folder.path).free
+    if free < needed:
+        folder.make_room()
+        free = shutil.disk_usage(folder.path).free
     if free < needed:
         raise DiskFull(
-            f"a local copy of {content.manifest.dataset!r} takes {needed:,} bytes and {folder} has {free:,} free",
+            f"a local copy of {content.manifest.dataset!r} takes {needed:,} bytes and {folder.path} has {free:,} free",
             dataset=content.manifest.dataset,
         )
 
@@ -115,9 +123,6 @@ def _fill(
     failpoints: Failpoints,
     check_open: Callable[[], None],
 ) -> tuple[int, int]:
-    copy.files.mkdir()
-    copy.index.mkdir()
-
     def on_segment() -> None:
         failpoints.hit(REFRESH_DURING_FETCH)
         check_open()
@@ -129,6 +134,7 @@ def _fill(
             copy.files,
             donors=_donors(local_copies),
             index_folder=copy.index,
+            over=True,
             on_segment=on_segment,
         )
     # The files were made durable when they were restored.

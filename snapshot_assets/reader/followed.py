@@ -5,38 +5,46 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-from snapshot_assets.clock import Clock
 from snapshot_assets.errors import (
+    DiskFull,
     DocumentDamaged,
     HandoffFailed,
     NotFound,
     ReaderError,
     SnapshotAssetsError,
     SnapshotDamaged,
-    SnapshotMissing,
 )
-from snapshot_assets.failpoints import REFRESH_AFTER_STATE, REFRESH_AFTER_SWAP, Failpoints
-from snapshot_assets.model.head import Head, SnapshotEntry, Status
+from snapshot_assets.failpoints import REFRESH_AFTER_STATE, REFRESH_AFTER_SWAP
+from snapshot_assets.model.head import Head, Status
 from snapshot_assets.model.schema import TableSchema
+from snapshot_assets.reader.choosing import (
+    Decision,
+    Load,
+    Note,
+    Pin,
+    Refuse,
+    Served,
+    Situation,
+    Stay,
+    Unload,
+    choose,
+)
 from snapshot_assets.reader.data_dir import disk_errors
-from snapshot_assets.reader.dispatching import ReloadDispatcher
-from snapshot_assets.reader.drain import Drains
+from snapshot_assets.reader.dataset_folder import DatasetFolder
 from snapshot_assets.reader.fetch import Obtained, obtain_copy
-from snapshot_assets.reader.local_copy import DatasetFolder, LocalCopy, LocalState, copy_name
-from snapshot_assets.reader.opening import check_schema, open_copy
+from snapshot_assets.reader.local_copy import LocalCopy, LocalState, copy_name
+from snapshot_assets.reader.opening import check_schema
 from snapshot_assets.reader.provider import SnapshotProvider
-from snapshot_assets.reader.registry import PoolRegistry
-from snapshot_assets.reader.serving import Serving
-from snapshot_assets.reader.settings import Current, OnDamage, OnDropped, ReaderSettings, RefreshResult
+from snapshot_assets.reader.settings import Current, OnDamage, RefreshResult
 from snapshot_assets.reader.status import DatasetStatus, Failure, Outcome, Swap
-from snapshot_assets.store.snapshot_store import SnapshotStore
+from snapshot_assets.reader.swapping import ReaderParts, Swapper
 
-__all__ = ["FollowedDataset", "ReaderParts"]
+__all__ = ["FollowedDataset"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,61 +54,25 @@ _MOST_RESTARTS: Final = 8
 _REMEMBERED_SWAPS: Final = 50
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderParts:
-    """What all followed datasets of a reader share."""
-
-    store: SnapshotStore
-    settings: ReaderSettings
-    clock: Clock
-    failpoints: Failpoints
-    registry: PoolRegistry
-    drains: Drains
-    spill: Path
-    check_open: Callable[[], None]
-    on_change: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Pin:
-    """The snapshot to hold; of the incarnation that it was first found in, once it was found."""
-
-    snapshot_id: int
-    incarnation: str | None = None
-
-    def holds(self, incarnation: str, snapshot_id: int) -> bool:
-        return self.snapshot_id == snapshot_id and self.incarnation in (None, incarnation)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What to load, and as which generation."""
-
-    entry: SnapshotEntry
-    generation: int
-    pinned: bool = False
-
-
 class FollowedDataset:
     """One dataset of a reader. Refreshes are serialized; status and provider can be used meanwhile."""
 
     def __init__(self, name: str, path: Path, parts: ReaderParts) -> None:
         self.name = name
         self.provider = SnapshotProvider(name)
-        self.folder = DatasetFolder(path, keep=parts.settings.keep_local)
+        self.folder = DatasetFolder(path, keep=parts.settings.keep_local, spares=parts.spares)
         self.token: str | None = None
         self.starting = threading.Lock()
-        self.dispatcher = ReloadDispatcher(name, lambda: self.provider.serving, parts.clock)
+        self._swapper = Swapper(self.provider, self.folder, parts)
+        self.dispatcher = self._swapper.dispatcher
         self._parts = parts
         self._lock = threading.Lock()
         self._recovered = False
-        self._closed = False
         self._outcome = Outcome("waiting")
         self._head_generation: int | None = None
         self._head_current: tuple[str, int | None] | None = None
         pin = parts.settings.pins.get(name)
-        self._pin = None if pin is None else _Pin(pin)
-        self._floor = 0
+        self._pin = None if pin is None else Pin(pin)
         self._swaps: deque[Swap] = deque(maxlen=_REMEMBERED_SWAPS)
         self._warned_of: tuple[int | None, ...] = ()
 
@@ -127,9 +99,9 @@ class FollowedDataset:
                 state = None
             self.folder.recover()
             if state is not None:
-                self._floor = state.generation
+                self._swapper.floor = state.generation
                 if self._pin is not None and state.pinned and self._pin.snapshot_id == state.snapshot_id:
-                    self._pin = _Pin(state.snapshot_id, state.incarnation)
+                    self._pin = Pin(state.snapshot_id, state.incarnation)
                 self._serve_again(state)
             self._recovered = True
             self.dispatcher.resume()
@@ -140,7 +112,7 @@ class FollowedDataset:
         if copy is None:
             return
         try:
-            self._serve(copy, state.generation, pinned=state.pinned)
+            self._swapper.swap(copy, state.generation, pinned=state.pinned)
         except SnapshotDamaged as error:
             _log.warning("%s: the local copy is removed and fetched again", error)
         else:
@@ -161,12 +133,12 @@ class FollowedDataset:
     def pin(self, snapshot_id: int | None) -> RefreshResult:
         """Hold a snapshot, or none; what `SnapshotReader.pin` does. If it fails, what was held before is."""
         with self._lock:
-            before, self._pin = self._pin, None if snapshot_id is None else _Pin(snapshot_id)
+            before, self._pin = self._pin, None if snapshot_id is None else Pin(snapshot_id)
             self.token = None
             try:
                 return self._refresh(fall_back=False)
             except BaseException:
-                if not self._is_as_pinned:
+                if not self._situation.is_as_pinned:
                     self._pin = before
                 raise
 
@@ -182,6 +154,8 @@ class FollowedDataset:
         except BaseException as error:
             self.token = None
             self.dispatcher.resume()
+            if isinstance(error, DiskFull):
+                self.folder.make_room()
             if isinstance(error, SnapshotAssetsError):
                 error.dataset = error.dataset or self.name
                 self._outcome = replace(self._outcome, error=self._failure(error), failed=True)
@@ -227,20 +201,19 @@ class FollowedDataset:
         self.token = None
         for _ in range(_MOST_RESTARTS):
             head, token = found
-            chosen = self._choose(head)
-            if isinstance(chosen, RefreshResult):
-                result = chosen
-            else:
-                try:
-                    result = self._load(head, chosen, started)
-                except SnapshotDamaged as damage:
-                    found = store.read_head(self.name)
-                    if found[0].generation != head.generation:
-                        continue
-                    if chosen.pinned or not fall_back:
-                        raise
-                    return self._fall_back(head, damage, started), Outcome("loaded", self._failure(damage))
-            if self._has_all_of(head):
+            self._head_generation = head.generation
+            self._head_current = head.incarnation, head.current_snapshot_id
+            decision = choose(head, self._situation)
+            try:
+                result = self._carry_out(decision, head, started)
+            except SnapshotDamaged as damage:
+                found = store.read_head(self.name)
+                if found[0].generation != head.generation:
+                    continue
+                if not fall_back or (isinstance(decision, Load) and decision.pinned):
+                    raise
+                return self._fall_back(head, damage, started), Outcome("loaded", self._failure(damage))
+            if self._situation.has_all_of(head):
                 self.token = token
             return result, Outcome(self._found_in(head))
         raise ReaderError(
@@ -248,60 +221,42 @@ class FollowedDataset:
             hint="Publish less often than a refresh takes, or keep more snapshots.",
         )
 
-    def _choose(self, head: Head) -> RefreshResult | _Wanted:
-        """The result, if there is nothing to load; else what is to be loaded."""
-        self._head_generation = head.generation
-        self._head_current = head.incarnation, head.current_snapshot_id
-        if self._pin is not None and head.status is not Status.DROPPED:
-            return self._choose_pinned(head, self._pin)
+    def _carry_out(self, decision: Decision, head: Head, started: float) -> RefreshResult:
         serving = self.provider.serving
-        # What a pin chose was not the head's choice under that generation: without the pin, the head's is served.
-        released = serving is not None and serving.current.pinned and serving.current.generation == head.generation
-        if serving is not None and head.generation <= serving.current.generation and not released:
-            if not self._serves(head, head.current_snapshot_id):
-                self._warn_of_return(head, serving.current)
-            return self._result("not_modified")
-        if head.generation < self._floor:
-            raise ReaderError(
-                f"the store went back: the head of {self.name!r} has generation {head.generation}, and this reader has "
-                f"served {self._floor}, of which it has no whole copy any more",
-                hint=f"Restore the store or publish until it is ahead; or remove {self.folder.path} to accept less.",
-            )
-        if head.status is Status.DROPPED or head.current is None:
-            if self._parts.settings.on_dropped is OnDropped.UNLOAD:
-                self._unload()
-            return self._result("not_modified" if self.provider.serving else "waiting")
-        if serving is not None and self._serves(head, head.current_snapshot_id):
-            return self._note(replace(serving.current, generation=head.generation, pinned=False))
-        return _Wanted(head.current, head.generation)
+        match decision:
+            case Refuse(error):
+                raise error
+            case Load():
+                return self._load(head, decision, started)
+            case Note(current):
+                self._swapper.note(current)
+                if current.pinned:
+                    self._pin_to(current)
+                return self._result("noted")
+            case Unload():
+                self._swapper.unload()
+                return self._result("waiting")
+            case Stay(outcome, held, went_back):
+                if serving is not None and held:
+                    self._pin_to(serving.current)
+                if serving is not None and went_back:
+                    self._warn_of_return(head, serving.current)
+                return self._result(outcome)
 
-    def _choose_pinned(self, head: Head, pin: _Pin) -> RefreshResult | _Wanted:
-        """What the pin says: it is held through all that happens to the head, and is loaded if the head lists it.
-
-        It is served under the head's generation at that moment, and never under a lower one than was served before.
-        """
+    @property
+    def _situation(self) -> Situation:
         serving = self.provider.serving
-        if serving is not None and pin.holds(serving.current.incarnation, serving.current.snapshot_id):
-            held = replace(serving.current, pinned=True)
-            if self._serves(head, head.current_snapshot_id):
-                held = replace(held, generation=max(held.generation, head.generation))
-            if pin.incarnation is not None or serving.current.incarnation == head.incarnation:
-                self._pin = replace(pin, incarnation=held.incarnation)
-                return self._result("not_modified") if held == serving.current else self._note(held)
-        entry = head.entry(pin.snapshot_id)
-        if entry is None or not pin.holds(head.incarnation, pin.snapshot_id):
-            raise SnapshotMissing(
-                f"this reader is to hold snapshot {pin.snapshot_id} of {self.name!r}, and the head does not list it",
-                hint="Pin one that is listed, or none.",
-            )
-        return _Wanted(entry, max(head.generation, self._floor), pinned=True)
+        return Situation(
+            served=None if serving is None else Served(serving.current, serving.copy.entry.manifest_digest),
+            floor=self._swapper.floor,
+            pin=self._pin,
+            on_dropped=self._parts.settings.on_dropped,
+            folder=self.folder.path,
+        )
 
-    def _note(self, current: Current) -> RefreshResult:
-        serving = self.provider.find()
-        self._floor = current.generation
-        serving.current = current
-        self._parts.on_change()
-        return self._result("noted")
+    def _pin_to(self, current: Current) -> None:
+        """Know the pin's incarnation: what it holds is served."""
+        self._pin = Pin(current.snapshot_id, current.incarnation)
 
     def _warn_of_return(self, head: Head, current: Current) -> None:
         seen = (head.generation, head.current_snapshot_id, current.generation, current.snapshot_id)
@@ -315,37 +270,26 @@ class FollowedDataset:
             )
 
     def _fall_back(self, head: Head, damage: SnapshotDamaged, started: float) -> RefreshResult:
-        """Load the next older listed snapshot that is whole.
-
-        It is loaded under the generation before the head's: nobody is told that the head's generation is served, and
-        the next attempt tries that one again. What is served already goes on being served, and nothing older instead.
-        """
-        generation = head.generation - 1
-        if generation < self._floor or (self.provider.serving is not None and generation == self._floor):
-            raise damage
-        for entry in reversed(head.snapshots):
-            if head.current_snapshot_id is None or entry.snapshot_id >= head.current_snapshot_id:
-                continue
-            if self._serves(head, entry.snapshot_id):
-                raise damage
+        """Load the next older listed snapshot that is whole, or raise the damage."""
+        for choice in self._situation.fallbacks(head):
             try:
-                result = self._load(head, _Wanted(entry, generation), started)
+                result = self._load(head, choice, started)
             except SnapshotDamaged as error:
-                _log.warning("%s: snapshot %d is damaged too: %s", self.name, entry.snapshot_id, error)
+                _log.warning("%s: snapshot %d is damaged too: %s", self.name, choice.entry.snapshot_id, error)
                 continue
-            _log.warning("%s: %s; snapshot %d is served instead", self.name, damage, entry.snapshot_id)
+            _log.warning("%s: %s; snapshot %d is served instead", self.name, damage, choice.entry.snapshot_id)
             return result
         raise damage
 
     # Load and swap.
 
-    def _load(self, head: Head, wanted: _Wanted, started: float) -> RefreshResult:
+    def _load(self, head: Head, wanted: Load, started: float) -> RefreshResult:
         self._check_schema(head.tables(wanted.entry.schema_id))
         parts = self._parts
         obtained = obtain_copy(parts.store.objects, self.folder, head, wanted.entry, parts.failpoints, parts.check_open)
-        current = self._serve(obtained.copy, wanted.generation, pinned=wanted.pinned)
+        current = self._swapper.swap(obtained.copy, wanted.generation, pinned=wanted.pinned)
         if wanted.pinned:
-            self._pin = _Pin(current.snapshot_id, current.incarnation)
+            self._pin_to(current)
         parts.on_change()
         seconds = parts.clock.monotonic() - started
         bytes_moved = obtained.fetched_bytes, obtained.reused_bytes
@@ -369,52 +313,6 @@ class FollowedDataset:
         if accepted is not None:
             check_schema(self.name, accepted, offered, settings.schema_policy)
 
-    def _serve(self, copy: LocalCopy, generation: int, *, pinned: bool) -> Current:
-        """Open a local copy, whose use passes on from the caller, try it, hand over to it, and swap to it.
-
-        A copy that is damaged is deleted, unless somebody else still uses it; one that the hand-offs do not agree to
-        stays warm.
-        """
-        try:
-            # By the copy's name: a copy that still drains is the same DuckDB instance, and must have the same settings.
-            pool = open_copy(self._parts.registry, copy, self._parts.spill / copy.name)
-        except SnapshotDamaged:
-            self.folder.discard(copy.name)
-            raise
-        except BaseException:
-            self.folder.give_back(copy.name)
-            raise
-        current = Current(generation, copy.entry.snapshot_id, copy.incarnation, self._parts.clock.now_ms(), pinned)
-        old, new = self.provider.serving, Serving(copy, pool, current)
-        try:
-            with self.dispatcher.around_swap(old, new):
-                self._parts.check_open()
-                self.provider.swap(new)
-                self._floor = generation
-        finally:
-            unserved = old if self.provider.serving is new else new
-            if unserved is not None:
-                self._drain(unserved, keep=None)
-        return current
-
-    def _drain(self, old: Serving, keep: int | None) -> None:
-        """Let go of what was served; `keep` is for the local copies that stay when it has ended."""
-
-        def put_away() -> None:
-            self.dispatcher.released(old)
-            self.put_back(old.copy, keep)
-
-        self._parts.registry.invalidate_file_instance(old.copy.files)
-        self._parts.drains.add(old, put_away)
-
-    def _unload(self) -> None:
-        with self.dispatcher.around_end():
-            old = self.provider.swap(None)
-        if old is not None:
-            self._drain(old, keep=0)
-            self._parts.on_change()
-        self.folder.forget_state()
-
     def _write_state(self) -> None:
         """Name what is served, for the next start."""
         serving = self.provider.serving
@@ -425,55 +323,21 @@ class FollowedDataset:
                     LocalState(current.incarnation, current.generation, current.snapshot_id, current.pinned)
                 )
 
-    def put_back(self, copy: LocalCopy, keep: int | None = None) -> None:
+    def put_back(self, copy: LocalCopy) -> None:
         """End a use of a local copy; copies that are neither warm nor in use any more are deleted."""
-        self.folder.give_back(copy.name)
-        if not self._closed:
-            # After close the folder may already be another process's.
-            self.folder.retire(keep)
+        self._swapper.put_back(copy)
 
     # What is told.
-
-    def _serves(self, head: Head, snapshot_id: int | None) -> bool:
-        """Whether a snapshot of the head is what is served; a store that was set back may have others of its number."""
-        serving = self.provider.serving
-        if serving is None or snapshot_id is None:
-            return False
-        entry = head.entry(snapshot_id)
-        return (
-            (serving.current.incarnation, serving.current.snapshot_id) == (head.incarnation, snapshot_id)
-            and entry is not None
-            and entry.manifest_digest == serving.copy.entry.manifest_digest
-        )
 
     def _found_in(self, head: Head) -> Literal["loaded", "waiting", "dropped"]:
         if head.status is Status.DROPPED:
             return "dropped"
         return "loaded" if self.provider.serving else "waiting"
 
-    def _has_all_of(self, head: Head) -> bool:
-        """Whether there is nothing left to do until the head changes, so that its token may be remembered."""
-        if self.provider.serving is None:
-            return head.status is Status.DROPPED or head.current is None
-        if self._pin is not None:
-            return head.status is Status.DROPPED or self._is_as_pinned
-        return self._serves(head, head.current_snapshot_id)
-
-    @property
-    def _is_as_pinned(self) -> bool:
-        """Whether what is served is what the pin says; without one, whether no earlier one holds it."""
-        serving = self.provider.serving
-        if self._pin is None:
-            return serving is None or not serving.current.pinned
-        if serving is None:
-            return False
-        current = serving.current
-        return current.pinned and self._pin.holds(current.incarnation, current.snapshot_id)
-
     @property
     def needs_pin(self) -> bool:
         """Whether a pin waits for a refresh to load what it holds."""
-        return self._pin is not None and not self._is_as_pinned
+        return self._pin is not None and not self._situation.is_as_pinned
 
     @property
     def held_back(self) -> bool:
@@ -524,8 +388,4 @@ class FollowedDataset:
     def close(self) -> None:
         """Give no more leases; the pool is closed when the last one has ended. Waits for a refresh under way."""
         with self._lock:
-            self._closed = True
-            with self.dispatcher.around_end(closed=True):
-                old = self.provider.close()
-            if old is not None:
-                self._drain(old, keep=None)
+            self._swapper.close()

@@ -18,14 +18,16 @@ from snapshot_assets.reader.announcing import Announcer, reader_id_of
 from snapshot_assets.reader.catalog import Catalog
 from snapshot_assets.reader.data_dir import DataDirLock, fresh_folder
 from snapshot_assets.reader.drain import Drains
-from snapshot_assets.reader.followed import FollowedDataset, ReaderParts
+from snapshot_assets.reader.followed import FollowedDataset
 from snapshot_assets.reader.handoff import FormatCheck, IndexHandoff, OnDrainTimeout, StreamHandoff
 from snapshot_assets.reader.kept import Kept, KeptIndex, KeptStream
 from snapshot_assets.reader.polling import Polling
 from snapshot_assets.reader.provider import SnapshotProvider
 from snapshot_assets.reader.registry import PoolRegistry
 from snapshot_assets.reader.settings import OnBootstrapFailure, ReaderSettings, RefreshResult, snapshot_number
+from snapshot_assets.reader.spare import Spares
 from snapshot_assets.reader.status import DatasetStatus
+from snapshot_assets.reader.swapping import ReaderParts
 from snapshot_assets.store.snapshot_store import SnapshotStore
 
 __all__ = ["SnapshotReader"]
@@ -90,6 +92,7 @@ class SnapshotReader:
                 hint="Remove what lies there, or name a folder that this user may make and write.",
             ) from error
         self._drains = Drains(clock, self.settings.drain_timeout, self.settings.drain_policy)
+        self._spares = Spares()
         self._catalog = Catalog(self._datasets, self.settings.catalog_config, spill)
         self._parts = ReaderParts(
             store=store,
@@ -98,6 +101,7 @@ class SnapshotReader:
             failpoints=failpoints,
             registry=PoolRegistry(),
             drains=self._drains,
+            spares=self._spares,
             spill=spill,
             check_open=self._check_open,
             on_change=self._changed,
@@ -292,6 +296,7 @@ class SnapshotReader:
         with ExitStack() as steps:
             # The last one first.
             steps.callback(self._data_dir_lock.release)
+            steps.callback(self._spares.remove)
             steps.callback(self._drains.close)
             steps.callback(self._catalog.close)
             for followed in list(self._known.values()):

@@ -75,7 +75,8 @@ class ReaderSettings:
 
     Args:
         refresh_interval: seconds, or a `timedelta`, between two looks at the store; none: only when told.
-        keep_local: how many local copies of a dataset stay warm, the served one included; those in use stay anyway.
+        keep_local: how many local copies of a dataset stay warm, the served one included; those in use stay anyway, and
+            one more is spare, or being built.
         verify_on_start: check the digests of a local copy before it is served after a start, not only its sizes.
         schema_policy: what is accepted when the schema changes.
         contract: for a dataset, its tables and their schemas (Arrow), against which every snapshot is checked under

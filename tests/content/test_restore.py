@@ -216,3 +216,103 @@ def test_links_in_the_target_folder_are_never_followed(publisher: Publisher, tmp
     with pytest.raises(FileExistsError):
         restore_files(publisher.objects, content, tmp_path / "two")
     assert list(outside.iterdir()) == []
+
+
+def written_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The length of each write into a file that is restored, from now on."""
+    lengths: list[int] = []
+    pwrite = os.pwrite
+
+    def note(descriptor: int, data: bytes, offset: int) -> int:
+        lengths.append(len(data))
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", note)
+    return lengths
+
+
+@pytest.mark.parametrize("layout", [DUCKDB, WHOLE])
+def test_over_old_files_only_what_differs_is_written(
+    publisher: Publisher, tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    donor, content, expected = two_snapshots(publisher, tmp_path, layout)
+    inode = (donor.folder / "a").stat().st_ino
+    lengths = written_bytes(monkeypatch)
+    restored = restore_files(publisher.objects, content, donor.folder, over=True)
+    assert read_folder(donor.folder) == {"a": expected}
+    assert (donor.folder / "a").stat().st_ino == inode
+    assert (donor.folder / "a").stat().st_mode & 0o777 == 0o640
+    assert 0 < sum(lengths) <= 64 * 1024
+    assert (
+        restored.reused_bytes
+        == len(expected) - content.index.rows[20 * MIB // content.index.rows[0].plain_bytes].plain_bytes
+    )
+
+
+def test_over_old_files_a_donor_gives_what_is_not_in_place(
+    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    donor, content, expected = two_snapshots(publisher, tmp_path, SQLITE)
+    old = bytearray(expected)
+    old[3 * MIB : 3 * MIB + 4] = b"old!"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_bytes(old)
+    lengths = written_bytes(monkeypatch)
+    restored = restore_files(publisher.objects, content, tmp_path / "out", donors=[donor], over=True)
+    assert read_folder(tmp_path / "out") == {"a": expected}
+    assert sum(lengths) == 64 * 1024
+    assert (restored.fetched_bytes, restored.reused_bytes) == (0, len(expected))
+
+
+@pytest.mark.parametrize("size", [0, 17 * MIB, 40 * MIB])
+def test_over_an_old_file_of_any_size_and_content_lies_the_snapshot(
+    publisher: Publisher, tmp_path: Path, size: int
+) -> None:
+    donor, content, expected = two_snapshots(publisher, tmp_path, SQLITE)
+    old = bytearray(noise(size, 1))
+    old[: len(expected) // 2] = expected[: min(len(expected) // 2, size)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_bytes(old[:size])
+    restore_files(publisher.objects, content, tmp_path / "out", donors=[donor], over=True)
+    assert read_folder(tmp_path / "out") == {"a": expected}
+
+
+@pytest.mark.parametrize("at", [5, 18 * MIB])
+def test_what_rotted_in_an_old_file_is_not_taken_over(publisher: Publisher, tmp_path: Path, at: int) -> None:
+    donor, content, expected = two_snapshots(publisher, tmp_path, SQLITE)
+    flip(donor.folder / "a", at)
+    restore_files(publisher.objects, content, donor.folder, over=True)
+    assert read_folder(donor.folder) == {"a": expected}
+
+
+def test_over_old_files_new_ones_are_made(publisher: Publisher, tmp_path: Path) -> None:
+    files = {f"data/{number}": noise(1000, number) for number in range(20)}
+    content = publisher.publish(files, WHOLE)
+    old = tmp_path / "out" / "data"
+    old.mkdir(parents=True)
+    for number in range(0, 20, 2):
+        (old / str(number)).write_bytes(files[f"data/{number}"])
+    kept = {path.stat().st_ino for path in old.iterdir()}
+    restored = restore_files(publisher.objects, content, tmp_path / "out", over=True)
+    assert read_folder(tmp_path / "out") == files
+    assert kept <= {path.stat().st_ino for path in old.iterdir()}
+    assert restored.reused_bytes == 10_000
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_over_something_that_is_no_plain_file_nothing_is_restored(
+    publisher: Publisher, tmp_path: Path, kind: str
+) -> None:
+    content = publisher.publish({"a": noise(1000)}, WHOLE)
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "out" / "a"
+    elsewhere.write_bytes(b"somebody's")
+    place.parent.mkdir()
+    if kind == "link":
+        place.symlink_to(elsewhere)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    with pytest.raises(OSError, match="exists"):
+        restore_files(publisher.objects, content, tmp_path / "out", over=True)
+    assert elsewhere.read_bytes() == b"somebody's"

@@ -18,6 +18,7 @@ from snapshot_assets.failpoints import (
     REFRESH_AFTER_INSTALL,
     REFRESH_AFTER_READY,
     REFRESH_AFTER_RENAME,
+    REFRESH_AFTER_SPARE,
     REFRESH_AFTER_STATE,
     REFRESH_AFTER_SWAP,
     REFRESH_DURING_FETCH,
@@ -149,6 +150,7 @@ def test_a_disk_that_is_full_before_a_refresh_changes_nothing(world: World, disk
 @pytest.mark.parametrize(
     "failpoint",
     [
+        REFRESH_AFTER_SPARE,
         REFRESH_DURING_FETCH,
         REFRESH_AFTER_FETCH,
         REFRESH_AFTER_RENAME,
@@ -185,7 +187,7 @@ def test_a_disk_that_gets_full_at_any_step_leaves_old_or_new_and_a_whole_folder(
         found = version(provider)
         swapped = True
     assert found == (2 if swapped else 1)
-    assert (failpoint == REFRESH_DURING_FETCH) <= (not swapped)
+    assert (failpoint in {REFRESH_AFTER_SPARE, REFRESH_DURING_FETCH}) <= (not swapped)
     assert (failpoint in {REFRESH_AFTER_SWAP, REFRESH_AFTER_STATE}) <= swapped
     assert filled
     assert unfinished(world) == []

@@ -41,7 +41,7 @@ def kill_refresh(world: World, name: str) -> None:
 
 
 def test_there_are_failpoints() -> None:
-    assert len(FAILPOINTS) == 7
+    assert len(FAILPOINTS) == 8
 
 
 @pytest.mark.parametrize("name", FAILPOINTS)

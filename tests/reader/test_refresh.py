@@ -47,7 +47,7 @@ def written_generation(world: World) -> int:
 @pytest.fixture
 def state_fails_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it to let the disk be full when the state is written next."""
-    place = "snapshot_assets.reader.local_copy.replace_file"
+    place = "snapshot_assets.reader.dataset_folder.replace_file"
 
     def arm() -> None:
         def fail(path: Path, data: bytes) -> None:

@@ -20,6 +20,7 @@ from snapshot_assets.model.head import Head, head_key
 from snapshot_assets.publish.publisher import Publisher, PublishResult
 from snapshot_assets.reader.reader import SnapshotReader
 from snapshot_assets.reader.settings import ReaderSettings
+from snapshot_assets.reader.spare import SPARE
 from snapshot_assets.store.local import LocalStore
 from snapshot_assets.store.snapshot_store import SnapshotStore
 from snapshot_assets.testing.faults import FaultStore
@@ -105,9 +106,13 @@ class World:
         self.plain.objects.delete([key for key in keys if result.operation_id in key and key.endswith(name)])
 
     def local_copies(self, name: str) -> list[str]:
-        """What lies in the dataset's folder, apart from its state."""
+        """What lies in the dataset's folder, apart from its state and a spare."""
         found = (path.name for path in (self.data_dir / name).iterdir())
-        return sorted(item for item in found if item not in {"state.json", "current"})
+        return sorted(item for item in found if item not in {"state.json", "current"} and not item.startswith(SPARE))
+
+    def spares(self, name: str) -> list[Path]:
+        """The folders of retired copies that the next refresh may build in."""
+        return list((self.data_dir / name).glob(f"{SPARE}*"))
 
     def close(self) -> None:
         for reader in self._readers:
