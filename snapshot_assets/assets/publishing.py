@@ -10,22 +10,17 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 import dagster as dg
 
-from snapshot_assets.asset_metadata import materialization_metadata
+from snapshot_assets.asset_metadata import materialization_metadata, step_failure
+from snapshot_assets.assets.validator_checks import passed_validators, refused_validators, validator_specs
 from snapshot_assets.engines.registry import check_datasets
-from snapshot_assets.errors import (
-    CaptureError,
-    ConfigurationError,
-    LiveDatabaseBusy,
-    SnapshotAssetsError,
-    ValidationFailed,
-)
-from snapshot_assets.model.dataset import Dataset, Validator
+from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, ValidationFailed
+from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.resources.store import SnapshotStoreResource
 
 if TYPE_CHECKING:
@@ -143,10 +138,10 @@ def _build(
         try:
             yield _publish(context, resource, dataset, _bound(body, context, inputs), allow_schema_change)
         except ValidationFailed as error:
-            yield from (_check_result(check.name, check.passed, check.finding) for check in error.results)
-            raise _failure(error) from error
+            yield from refused_validators(error)
+            raise step_failure(error) from error
         except SnapshotAssetsError as error:
-            raise _failure(error) from error
+            raise step_failure(error) from error
 
     publish.__name__ = body.__name__
     # Dagster finds inputs, resources and configuration by the signature; `live` is ours to give.
@@ -208,7 +203,7 @@ def _asset_args(dataset: Dataset, body: Callable[..., Any], store_key: str, give
         "snapshot/live_database": dg.MetadataValue.path(str(dataset.path)),
         **(args.get("metadata") or {}),
     }
-    args["check_specs"] = [*_check_specs(dataset, key), *(args.get("check_specs") or ())]
+    args["check_specs"] = [*validator_specs(dataset, key), *(args.get("check_specs") or ())]
     if args.get("required_resource_keys"):
         args["required_resource_keys"] = {store_key, *args["required_resource_keys"]}
     args.setdefault("pool", f"snapshot_{dataset.name}")
@@ -220,27 +215,6 @@ def _asset_args(dataset: Dataset, body: Callable[..., Any], store_key: str, give
 def _prefixed(prefix: Any, name: str) -> dg.AssetKey:
     parts = [] if prefix is None else [prefix] if isinstance(prefix, str) else list(prefix)
     return dg.AssetKey([*parts, name])
-
-
-def _check_specs(dataset: Dataset, key: dg.AssetKey) -> Iterator[dg.AssetCheckSpec]:
-    for name, validator in zip(_check_names(dataset), dataset.validators, strict=True):
-        yield dg.AssetCheckSpec(name, asset=key, blocking=True, description=_describe(validator))
-
-
-def _describe(validator: Validator) -> str:
-    if isinstance(validator, str):
-        return f"No row may be found by: {validator}"
-    text = inspect.getdoc(validator) or "A validator of the staged copy."
-    built_in: Any = validator
-    if not is_dataclass(built_in):
-        return text
-    settings = ((setting.name, getattr(built_in, setting.name)) for setting in fields(built_in))
-    shown = (
-        f"{name} {', '.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in settings
-        if value is not None
-    )
-    return f"{text} Asked for: {'; '.join(shown)}."
 
 
 def _publish(
@@ -267,8 +241,11 @@ def _publish(
             result = writing.publish(
                 allow_schema_change=allow_schema_change, summary=_run_summary(context), partition_keys=partition_keys
             )
-    metadata = materialization_metadata(resource.open_store(read_only=True), result)
-    checks = [_check_result(name, True, "") for name in _check_names(dataset)]
+    store = resource.open_store(read_only=True)
+    metadata = materialization_metadata(store, result)
+    if partition_keys:
+        metadata["snapshot/partitions"] = _partitions_text(partition_keys)
+    checks = passed_validators(store, dataset, result)
     return dg.MaterializeResult(
         metadata={**returned.metadata, **metadata},
         check_results=[*checks, *returned.check_results],
@@ -309,9 +286,8 @@ def _is_partitioned(context: dg.AssetExecutionContext) -> bool:
 
 
 def _idempotency_key(context: dg.AssetExecutionContext, partition_keys: Sequence[str]) -> str:
-    """The name of what this step wants done once: the same for every retry and re-execution of its run."""
-    run = context.run
-    parts = ["dagster", run.root_run_id or run.run_id, context.asset_key.to_user_string()]
+    """The name of what this step wants done once: the same for every retry and re-execution of its run or backfill."""
+    parts = ["dagster", _origin(context), context.asset_key.to_user_string()]
     if len(partition_keys) == 1:
         parts.append(partition_keys[0])
     elif partition_keys:
@@ -320,32 +296,22 @@ def _idempotency_key(context: dg.AssetExecutionContext, partition_keys: Sequence
     return ":".join(parts)
 
 
+def _origin(context: dg.AssetExecutionContext) -> str:
+    """What a run has in common with all that it repeats: the first backfill, or else the first run."""
+    run = context.run
+    first = context.instance.get_run_by_id(run.root_run_id) if run.root_run_id else run
+    # Dagster takes these tags off a run that is re-executed after its backfill has ended, so the first run is asked.
+    tags = (first or run).tags
+    return tags.get("dagster/root_backfill_id") or tags.get("dagster/backfill") or run.root_run_id or run.run_id
+
+
+def _partitions_text(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}, {len(keys)} in all"
+
+
 def _run_summary(context: dg.AssetExecutionContext) -> dict[str, str]:
     return {
         "dagster.run_id": context.run.run_id,
         "dagster.job": context.run.job_name,
         "dagster.asset_key": context.asset_key.to_user_string(),
     }
-
-
-def _failure(error: SnapshotAssetsError) -> dg.Failure:
-    """The error as Dagster shows it: what happened, what to do; not retried when that could not help."""
-    metadata: dict[str, Any] = {"error": error.kind, "hint": error.hint}
-    if error.operation_id is not None:
-        metadata["operation_id"] = error.operation_id
-    hopeless = isinstance(error, ConfigurationError | CaptureError) and not isinstance(error, LiveDatabaseBusy)
-    return dg.Failure(
-        f"{error.message.rstrip('.')}. {error.hint}".strip(), metadata=metadata, allow_retries=not hopeless
-    )
-
-
-def _check_names(dataset: Dataset) -> Iterator[str]:
-    from snapshot_assets.publish.validators import validator_name
-
-    for position, validator in enumerate(dataset.validators):
-        yield validator_name(validator, position)
-
-
-def _check_result(name: str, passed: bool, finding: str) -> dg.AssetCheckResult:  # noqa: FBT001
-    metadata = {"finding": finding} if finding else {}
-    return dg.AssetCheckResult(passed=passed, check_name=name, metadata=metadata, description=finding or None)

@@ -25,6 +25,10 @@ __all__ = [
 _SHOWN_ROWS = 3
 
 
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
 def _quoted(table: str) -> str:
     """The name of a table, with the name of its schema and a dot before it if need be."""
     return ".".join(quoted(part) for part in table.split("."))
@@ -40,7 +44,7 @@ class RowCountAtLeast:
     def __call__(self, staged: StagedCopy) -> str | None:
         counts = {name: content.row_count for name, content in staged.tables.items()}
         found = sum(counts.values()) if self.table is None else _count_of(counts, self.table)
-        return None if found >= self.minimum else f"{found} rows, at least {self.minimum} are asked for"
+        return None if found >= self.minimum else f"{_rows(found)}, at least {self.minimum} are asked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class RowCountWithin:
             before, after = staged.previous[self.table], _count_of(counts, self.table)
         if abs(after - before) * 100 <= self.percent * before:
             return None
-        return f"{after} rows after {before}: more than {self.percent:g} % apart"
+        return f"{_rows(after)} after {before}: more than {self.percent:g} % apart"
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -83,7 +87,7 @@ class NotNull(_OfColumns):
     def __call__(self, staged: StagedCopy) -> str | None:
         wrong = " or ".join(f"{quoted(column)} is null" for column in self.columns)
         [(count,)] = staged.query(f"select count(*) from {_quoted(self.table)} where {wrong}")
-        return f"{count} rows of {self.table} hold a null in {', '.join(self.columns)}" if count else None
+        return f"{_rows(count)} of {self.table} with a null in {', '.join(self.columns)}" if count else None
 
 
 class Unique(_OfColumns):
@@ -95,7 +99,10 @@ class Unique(_OfColumns):
         keys = ", ".join(quoted(column) for column in self.columns)
         duplicates = f"select 1 from {_quoted(self.table)} group by {keys} having count(*) > 1"
         [(count,)] = staged.query(f"select count(*) from ({duplicates}) as duplicates")
-        return f"{count} keys of {self.table} ({', '.join(self.columns)}) stand more than once" if count else None
+        if not count:
+            return None
+        stand = "1 key stands" if count == 1 else f"{count} keys stand"
+        return f"{stand} more than once in {self.table} ({', '.join(self.columns)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +160,7 @@ def _find(validator: Validator, staged: StagedCopy) -> str | None:
     if not rows:
         return None
     shown = "; ".join(str(row) for row in rows[:_SHOWN_ROWS])
-    return f"{len(rows)} rows where none may be: {shown}{' ...' if len(rows) > _SHOWN_ROWS else ''}"
+    return f"{_rows(len(rows))} where none may be: {shown}{' ...' if len(rows) > _SHOWN_ROWS else ''}"
 
 
 def run_validators(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import dagster as dg
 
@@ -25,8 +25,8 @@ __all__ = ["build_snapshot_sensor"]
 
 _READERS: Final = 16
 _RETRY_SECONDS: Final = 10.0
-_LOOK_SECONDS: Final = 20.0
-"""No further heads are read in a tick after this long; Dagster ends a tick after 60 seconds."""
+_TICK_SECONDS: Final = 40.0
+"""How long after its start a tick still waits for heads; Dagster ends a tick after 60 seconds."""
 
 
 def build_snapshot_sensor(
@@ -75,11 +75,12 @@ def build_snapshot_sensor(
 
     # Dagster hands the resources over as arguments too when a sensor is called directly, as tests do.
     def tick(context: dg.SensorEvaluationContext, **_: object) -> dg.SensorResult:
+        deadline = time.monotonic() + _TICK_SECONDS
         resource: SnapshotStoreResource = getattr(context.resources, store_key)
         store = resource.open_store(read_only=True, retry_for=_RETRY_SECONDS)
         tokens = store.heads()
         cursor = HeadCursor(names, context.cursor)
-        look = _Look(cursor, max_requests)
+        look = _Look(cursor, max_requests, deadline)
         look.at(store, [found for found in names if found in tokens and cursor.is_changed(found, tokens[found])])
         events = [_observe(keys[head.dataset], head) for head in look.risen]
         for failed, error in look.errors.items():
@@ -114,12 +115,17 @@ def _name_and_key(dataset: Dataset | str | dg.AssetsDefinition) -> tuple[str, dg
     return name, dg.AssetKey(name)
 
 
+_Answer: TypeAlias = tuple[Head, str] | SnapshotAssetsError
+"""A head and its token, or why it could not be read."""
+
+
 @dataclass(slots=True)
 class _Look:
     """One tick's reading of the heads that changed."""
 
     cursor: HeadCursor
     max_requests: int
+    deadline: float
     risen: list[Head] = field(default_factory=list)
     errors: dict[str, SnapshotAssetsError] = field(default_factory=dict)
     without_snapshot: int = 0
@@ -130,38 +136,43 @@ class _Look:
         later = [name for name in changed if name >= self.cursor.next_name]
         in_turn = [*later, *changed[: len(changed) - len(later)]]
         self.cursor.next_name = ""
-        deadline = time.monotonic() + _LOOK_SECONDS
-        batch = max(_READERS, self.max_requests)
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="head") as pool:
-            for start in range(0, len(in_turn), batch):
-                if len(self.risen) == self.max_requests or time.monotonic() > deadline:
-                    self.cursor.next_name = in_turn[start]
+        position = 0
+        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="head")
+        try:
+            while position < len(in_turn):
+                count = min(_READERS, self.max_requests - len(self.risen))
+                if not count or time.monotonic() > self.deadline:
+                    self.cursor.next_name = in_turn[position]
                     return
-                some = in_turn[start : start + batch]
-                for name, found in zip(some, pool.map(lambda name: _read(store, name), some), strict=True):
-                    if not self._deal_with(name, found):
-                        self.cursor.next_name = name
-                        return
+                asked = [(name, pool.submit(_read, store, name)) for name in in_turn[position : position + count]]
+                for name, answer in asked:
+                    self._deal_with(name, self._await(name, answer))
+                position += count
+        finally:
+            # Requests that hang end by themselves, and later than the tick may.
+            pool.shutdown(wait=False, cancel_futures=True)
         unavailable = [error for error in self.errors.values() if isinstance(error, StoreUnavailable)]
         if unavailable and len(unavailable) == len(changed):
             raise unavailable[0]
 
-    def _deal_with(self, name: str, found: tuple[Head, str] | SnapshotAssetsError) -> bool:
-        """Take one head into account; false when the cap leaves it to the next tick."""
+    def _await(self, name: str, answer: Future[_Answer]) -> _Answer:
+        try:
+            return answer.result(max(0.0, self.deadline - time.monotonic()))
+        except TimeoutError:
+            return StoreUnavailable(f"the head of {name!r} could not be read in time", dataset=name)
+
+    def _deal_with(self, name: str, found: _Answer) -> None:
         if isinstance(found, SnapshotAssetsError):
             self.errors[name] = found
-            return True
+            return
         head, token = found
         if head.current_snapshot_id is None:
             self.without_snapshot += 1
         elif not self.cursor.is_raised(name, head.generation):
             self.unchanged_generation += 1
-        elif len(self.risen) == self.max_requests:
-            return False
         else:
             self.risen.append(head)
         self.cursor.advance(name, token, head.generation)
-        return True
 
     def skip_reason(self, asked: int, present: int) -> str:
         """Why the tick asked for nothing, in words."""
@@ -180,10 +191,10 @@ def _heads(count: int) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 5 else f"{len(names)} datasets"
+    return ", ".join(names) if len(names) <= 8 else f"{len(names)} datasets"
 
 
-def _read(store: SnapshotStore, name: str) -> tuple[Head, str] | SnapshotAssetsError:
+def _read(store: SnapshotStore, name: str) -> _Answer:
     try:
         return store.read_head(name)
     except SnapshotAssetsError as error:

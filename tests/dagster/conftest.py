@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -100,14 +103,17 @@ def tick(heads: HeadWriter, instance: dg.DagsterInstance) -> Callable[..., dg.Se
 
 
 _NODE = """
-import sys
+import json, sys
 from pathlib import Path
 from snapshot_assets import ReaderSettings, SnapshotReader, SnapshotStore
 from snapshot_assets.serve.node import NodeSettings, run_node
-url, folder, *datasets = sys.argv[1:]
+url, folder, options, *datasets = sys.argv[1:]
+options = json.loads(options)
+files = {name: Path(path) for name, path in options.pop("files").items()}
+advertise = options.pop("advertise", None)
 store = SnapshotStore.open(url, read_only=True, retry_for=1.0)
-with SnapshotReader(store, Path(folder), ReaderSettings(refresh_interval=None)) as reader:
-    run_node(reader, datasets, NodeSettings(port=0, http_port=0))
+with SnapshotReader(store, Path(folder), ReaderSettings(refresh_interval=None, **options)) as reader:
+    run_node(reader, datasets, NodeSettings(port=0, http_port=0, advertise=advertise, **files))
 """
 
 
@@ -120,10 +126,15 @@ class Nodes:
 
     def start(self, url: str, *served: Sequence[str]) -> list[str]:
         """Start a node for each list of datasets, and return their endpoints once they have tried every dataset."""
+        return self.start_with(url, *((datasets, {}) for datasets in served))
+
+    def start_with(self, url: str, *served: tuple[Sequence[str], Mapping[str, Any]]) -> list[str]:
+        """Start a node for each list of datasets, with options: those of `ReaderSettings`, `advertise`, and files."""
         started = []
-        for datasets in served:
-            folder = self._folder / f"node-{new_ulid()}"
-            command = [sys.executable, "-c", _NODE, url, str(folder), *datasets]
+        for datasets, options in served:
+            files = {name: str(path) for name, path in options.items() if isinstance(path, Path)}
+            told = json.dumps({"files": files} | {name: one for name, one in options.items() if name not in files})
+            command = [sys.executable, "-c", _NODE, url, str(self._folder / f"node-{new_ulid()}"), told, *datasets]
             started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         endpoints = []
         for node in started:
@@ -131,6 +142,17 @@ class Nodes:
             endpoints.append(str(json.loads(node.stdout.readline())["flight"]))
             self._running[endpoints[-1]] = node
         return endpoints
+
+    @contextmanager
+    def stopped(self, *endpoints: str) -> Iterator[None]:
+        """They hang, as processes that get no processor do, while the block runs."""
+        for endpoint in endpoints:
+            self._running[endpoint].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for endpoint in endpoints:
+                self._running[endpoint].send_signal(signal.SIGCONT)
 
     def kill(self, endpoint: str) -> None:
         """End one without a word."""

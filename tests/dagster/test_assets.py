@@ -11,10 +11,15 @@ import dagster as dg
 import pytest
 
 from snapshot_assets import asset_metadata
-from snapshot_assets import assets as assets_module
-from snapshot_assets.assets import LiveDatabase, build_snapshot_asset, snapshot_asset
+from snapshot_assets.assets import LiveDatabase, build_snapshot_asset, publishing, snapshot_asset
 from snapshot_assets.content.snapshot import read_content
-from snapshot_assets.errors import ConfigurationError, NotFound, StoreUnavailable, UnsupportedLiveDatabase
+from snapshot_assets.errors import (
+    ConfigurationError,
+    LiveDatabaseBusy,
+    NotFound,
+    StoreUnavailable,
+    UnsupportedLiveDatabase,
+)
 from snapshot_assets.maintenance.maintenance import Maintenance
 from snapshot_assets.model.dataset import Dataset, StagedCopy, Validator
 from snapshot_assets.model.head import Head
@@ -419,7 +424,7 @@ class TestOnce:
                 raise failures.pop()
             return asset_metadata.materialization_metadata(*args)
 
-        monkeypatch.setattr(assets_module, "materialization_metadata", show)
+        monkeypatch.setattr(publishing, "materialization_metadata", show)
         _, metadata = _materialize(body, store)
         assert metadata["snapshot/outcome"] == "already_published"
         assert metadata["snapshot/id"] == 0
@@ -507,8 +512,18 @@ class TestChecks:
         )
         assert not result.success
         assert _checks(result) == [("row_count_at_least_0", True), ("sql_1", False), ("row_count_at_least_2", False)]
-        [_, failed, _] = result.get_asset_check_evaluations()
-        assert "1 rows where none may be: (2, 'note 2')" in str(failed.description)
+        evaluations = result.get_asset_check_evaluations()
+        assert all(one.blocking and one.severity == dg.AssetCheckSeverity.ERROR for one in evaluations)
+        assert [one.description for one in evaluations] == [
+            None,
+            "1 row where none may be: (2, 'note 2').",
+            "3 rows, at least 99 are asked for.",
+        ]
+        assert {name: value.value for name, value in evaluations[1].metadata.items()} == {
+            "check/consequence": "Nothing was published: readers go on with the snapshot that they serve.",
+            "check/hint": "Repair the data, or change the validator.",
+        }
+        assert not evaluations[0].metadata
         assert not result.asset_materializations_for_node("orders")
         assert not downstream_runs
         [failure] = result.get_step_failure_events()
@@ -528,6 +543,90 @@ class TestChecks:
         assert not refused.success
         assert _head(store).current_snapshot_id == 0
         assert _head(store).generation == 1
+
+    def test_a_refused_publish_leaves_the_store_as_it_was(self, tmp_path: Path, store: SnapshotStoreResource) -> None:
+        def objects() -> dict[str, str]:
+            listed = store.open_store(read_only=True).objects.list("")
+            return {one.key: one.token for one in listed if not one.key.startswith("leases/")}
+
+        dataset = Dataset("orders", "duckdb", tmp_path / "o.duckdb", validators=[RowCountAtLeast(2)])
+        _materialize(_orders_asset(dataset, rows=5), store)
+        before = objects()
+        refused = dg.materialize(
+            [_orders_asset(dataset, rows=1)], resources={"snapshot_store": store}, raise_on_error=False
+        )
+        assert not refused.success
+        assert objects() == before
+        assert [left.name for left in tmp_path.glob(".snapshot-assets/orders/staging/*")] == [".lock"]
+        assert _materialize(_orders_asset(dataset, rows=6), store)[1]["snapshot/id"] == 1
+
+    def test_a_validator_that_can_not_run_is_a_failed_check(self, tmp_path: Path, store: SnapshotStoreResource) -> None:
+        dataset = Dataset("orders", "duckdb", tmp_path / "o.duckdb", validators=["select nothing from nowhere"])
+        result = dg.materialize([_orders_asset(dataset)], resources={"snapshot_store": store}, raise_on_error=False)
+        [check] = result.get_asset_check_evaluations()
+        assert not check.passed
+        assert str(check.description).startswith("It could not be run: ")
+
+    def test_a_step_that_is_tried_again_before_its_validators_ran_reports_them_once(
+        self, tmp_path: Path, store: SnapshotStoreResource
+    ) -> None:
+        dataset = Dataset("orders", "duckdb", tmp_path / "o.duckdb", validators=[RowCountAtLeast(1)])
+        busy = [LiveDatabaseBusy("somebody has it open")]
+
+        @snapshot_asset(dataset, retry_policy=dg.RetryPolicy(max_retries=1))
+        def body(live: LiveDatabase) -> None:
+            if busy:
+                raise busy.pop()
+            _fill(live, 3)
+
+        result, _ = _materialize(body, store)
+        assert result.success
+        assert not busy
+        assert _checks(result) == [("row_count_at_least_0", True)]
+
+    def test_a_step_that_ends_before_its_validators_ran_fails_with_that_alone(
+        self, tmp_path: Path, store: SnapshotStoreResource
+    ) -> None:
+        dataset = Dataset("orders", "duckdb", tmp_path / "o.duckdb", validators=[RowCountAtLeast(1)])
+
+        @snapshot_asset(dataset)
+        def body(live: LiveDatabase) -> None:
+            raise LiveDatabaseBusy("somebody has it open")
+
+        result = dg.materialize([body], resources={"snapshot_store": store}, raise_on_error=False)
+        [failure] = result.get_step_failure_events()
+        data = failure.step_failure_data.user_failure_data
+        assert data is not None
+        assert data.description == ("somebody has it open. Close the other connection, or raise the capture timeout.")
+        assert not _checks(result)
+
+    def test_a_validator_that_a_published_snapshot_never_met_is_not_shown_as_passed(
+        self, tmp_path: Path, store: SnapshotStoreResource, instance: dg.DagsterInstance
+    ) -> None:
+        path = tmp_path / "o.duckdb"
+        first = Dataset("orders", "duckdb", path, validators=[RowCountAtLeast(1)])
+        more = Dataset("orders", "duckdb", path, validators=[RowCountAtLeast(1), RowCountAtLeast(99)])
+        run_id = "00000000-0000-4000-8000-000000000001"
+        with (
+            store.open_publisher() as publisher,
+            publisher.writing(first, idempotency_key=f"dagster:{run_id}:orders") as writing,
+        ):
+            _fill(LiveDatabase(writing), 3)
+            writing.publish()
+        result = _run_as(build_snapshot_asset(more), store, instance, run_id)
+        assert result.success
+        [passed, never] = result.get_asset_check_evaluations()
+        assert passed.passed
+        assert (never.passed, never.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert never.description == ("It did not run: snapshot 0 was published before, without this validator.")
+
+
+def _run_as(
+    asset: dg.AssetsDefinition, store: SnapshotStoreResource, instance: dg.DagsterInstance, run_id: str
+) -> dg.ExecuteInProcessResult:
+    """Materialize in a run of a given id."""
+    defs = dg.Definitions([asset], resources={"snapshot_store": store}, jobs=[dg.define_asset_job("one", [asset])])
+    return defs.resolve_job_def("one").execute_in_process(instance=instance, run_id=run_id)
 
 
 def _checks(result: dg.ExecuteInProcessResult) -> Sequence[tuple[str, bool]]:

@@ -125,12 +125,20 @@ def test_the_report_names_every_reader_and_asking_twice_is_harmless(
         assert f"| {endpoint} | not_modified |" in str(output["summary"].value)
 
 
-def test_a_rollback_reaches_the_readers(shop: Shop, readers: Readers, instance: dg.DagsterInstance) -> None:
-    shop.publish()
+def test_a_rollback_reaches_the_readers_and_moves_nothing_that_is_warm(
+    shop: Shop, readers: Readers, instance: dg.DagsterInstance
+) -> None:
+    assert _reload(readers.orders, shop.publish(), instance).success
+    served = shop.store.head("orders").current_snapshot_id
+    assert served is not None
     Maintenance(shop.store).rollback("orders", 0)
     result = _reload(readers.orders, shop.generation, instance)
     assert [event.metadata["reader/snapshot_id"].value for event in _observations(result)] == ["0", "0"]
     assert {_generation(endpoint) for endpoint in readers.orders} == {shop.generation}
+    Maintenance(shop.store).rollback("orders", served)
+    back = _observations(_reload(readers.orders, shop.generation, instance))
+    assert [event.metadata["reader/snapshot_id"].value for event in back] == [str(served)] * 2
+    assert [event.metadata["reader/fetched_bytes"].value for event in back] == [0, 0]
 
 
 def test_without_a_generation_the_newest_is_asked_for(
@@ -155,7 +163,10 @@ def test_a_dead_reader_fails_its_own_step_and_no_other(
     assert data is not None
     assert dead in str(data.description)
     assert data.metadata["error"].value == "NodeUnavailable"
-    assert len(result.filter_events(lambda event: event.event_type_value == "STEP_UP_FOR_RETRY")) == 1
+    told = {str(one.metadata["reader/endpoint"].value): one for one in _observations(result)}
+    assert set(told) == {dead, alive}
+    assert told[dead].metadata["reader/outcome"].value == "unreachable"
+    assert dead in str(told[dead].description)
 
 
 _JOB = """
