@@ -16,14 +16,14 @@ __all__ = ["NOTHING_GIVEN_UP", "GivenUp", "choose_packs"]
 MAX_OPERATIONS: Final = 32
 """A snapshot that would need the packs of more operations gives some of them up."""
 
-_REWRITTEN_SHARE: Final = 10
-"""At most one part in this many of the data is stored anew for it."""
+_REWRITTEN_SHARE: Final = 4
+"""At most one part in this many of the data is stored anew by one publish for it."""
 
 _OPERATIONS_AFTER: Final = 24
 """Finding the references to a pack reads every chunk table. So several operations are given up at a time."""
 
 _DEAD_SHARE: Final = 16
-"""Packs that are needed by less than half are left until what they waste is one part in this many of the data."""
+"""Packs of which a third is not needed are left until what they waste is one part in this many of the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,9 @@ def _candidates(live: Mapping[Pack, int], account: PackAccount, data_bytes: int)
         for group in groups[: len(groups) + 1 - _OPERATIONS_AFTER]:
             taken.update(group)
             yield group
-    half_dead = [pack for pack in live if pack not in taken and account.dead_bytes(pack) > account.live_bytes(pack)]
-    if sum(map(account.dead_bytes, half_dead)) * _DEAD_SHARE > data_bytes:
-        for pack in sorted(half_dead, key=lambda pack: (live[pack], pack)):
+    wasteful = [pack for pack in live if pack not in taken and 2 * account.dead_bytes(pack) > account.live_bytes(pack)]
+    if sum(map(account.dead_bytes, wasteful)) * _DEAD_SHARE > data_bytes:
+        for pack in sorted(wasteful, key=lambda pack: (live[pack], pack)):
             yield [pack]
 
 

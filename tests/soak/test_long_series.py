@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import statistics
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from snapshot_assets.content.restore import restore_files
 from snapshot_assets.content.snapshot import read_content
+from snapshot_assets.maintenance.maintenance import Maintenance
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import SnapshotEntry
 from snapshot_assets.publish.publisher import Publisher
@@ -20,6 +23,7 @@ from snapshot_assets.testing.faults import FaultStore
 from tests.publish.support import check_store
 
 MOST_OPERATIONS = 32
+KEPT = 5
 
 
 @pytest.mark.timeout(3600)
@@ -61,3 +65,52 @@ def needed_operations(store: SnapshotStore, entries: Sequence[SnapshotEntry]) ->
         content = read_content(store.objects, "orders", head.incarnation, entry.operation_id, entry.manifest_digest)
         needed |= set(content.manifest.operations)
     return needed
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("publishes", [30, pytest.param(1_000, marks=pytest.mark.soak)])
+def test_a_store_that_is_cleaned_holds_little_more_than_what_is_kept(tmp_path: Path, publishes: int) -> None:
+    """Against a fresh store to which only the kept snapshots were ever published. Updates are scattered: the worst."""
+    store = SnapshotStore.open(str(tmp_path / "store"))
+    publisher, maintenance = Publisher(store), Maintenance(store)
+    live = tmp_path / "orders.sqlite"
+    dataset = Dataset("orders", "sqlite", live)
+    chance = random.Random(7)
+    with closing(sqlite3.connect(live)) as connection, connection:
+        connection.execute("create table t (id integer primary key, note blob)")
+        connection.executemany("insert into t values (?, ?)", ((i, chance.randbytes(300)) for i in range(12_000)))
+    ratios = []
+    for turn in range(1, publishes + 1):
+        with closing(sqlite3.connect(live)) as connection, connection:
+            some = [(chance.randbytes(300), chance.randrange(12_000)) for _ in range(chance.choice([20, 120, 600]))]
+            connection.executemany("update t set note = ? where id = ?", some)
+        publisher.publish(dataset)
+        [row] = maintenance.cleanup([dataset.name], keep=KEPT, grace=0, confirm=True)
+        assert row.error is None
+        if turn % (publishes // 5) == 0:
+            fresh = kept_alone(store, tmp_path / f"fresh-{turn}")
+            ratios.append(size_of(store) / size_of(fresh))
+    print(f"\nthe store is {statistics.mean(ratios):.2f} x what it keeps, at most {max(ratios):.2f} x")
+    # For a while a chunk is there twice: stored anew for the newest snapshot, and in a pack that older ones need.
+    assert statistics.mean(ratios) <= 1.3
+    assert max(ratios) <= 1.6
+
+
+def kept_alone(store: SnapshotStore, folder: Path) -> SnapshotStore:
+    """A store that only ever held the snapshots that are listed."""
+    fresh = SnapshotStore.open(str(folder / "store"))
+    head = store.head("orders")
+    for entry in head.snapshots:
+        content = read_content(store.objects, "orders", head.incarnation, entry.operation_id, entry.manifest_digest)
+        live = folder / f"{entry.snapshot_id}"
+        live.mkdir()
+        restore_files(store.objects, content, live)
+        [file] = content.manifest.files
+        (live / file.path).rename(folder / "orders.sqlite")
+        Publisher(fresh).publish(Dataset("orders", "sqlite", folder / "orders.sqlite"))
+    assert len(fresh.head("orders").snapshots) == len(head.snapshots) == KEPT
+    return fresh
+
+
+def size_of(store: SnapshotStore) -> int:
+    return sum(listed.size for listed in store.objects.list("data/"))
