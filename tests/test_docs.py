@@ -5,15 +5,21 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import pkgutil
 import re
+import subprocess
 import sys
+import textwrap
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from typer.main import get_command
 
 import snapshot_assets
@@ -185,10 +191,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             )
 
 
+def blocks(page: Path, first_line: str) -> list[str]:
+    """The blocks of a page whose first lines begin with these words, such as `yaml` or `python app.py`."""
+    found = rf"^```{re.escape(first_line)}(?!\S)[^\n]*\n(.*?)^```"
+    return re.findall(found, page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_on_a_page_exist(page: Path) -> None:
     known = commands()
-    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
+    for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             called = re.search(r"snapshot-assets ((?!')\S+)(.*?)(#|$)", line)
             if not called or called[1].startswith("-") or "pip install" in line:
@@ -216,8 +228,7 @@ ENGINE_GUIDE = DOCS / "guides/add-an-engine.md"
 
 def file_in(page: Path, name: str) -> str:
     """The file that the blocks of this name on a page make together."""
-    blocks = re.findall(rf"^```python {re.escape(name)}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return "\n".join(blocks)
+    return "\n".join(blocks(page, f"python {name}"))
 
 
 @pytest.fixture
@@ -250,7 +261,8 @@ def test_the_engine_of_the_guide_is_the_one_that_passes_the_contract() -> None:
     assert one == other != []
 
 
-RUNNABLE = [page for page in PAGES if python_of(page).strip()]
+GETTING_STARTED = DOCS / "getting-started.md"
+RUNNABLE = [page for page in PAGES if python_of(page).strip() and page != GETTING_STARTED]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: str(page.relative_to(ROOT)))
@@ -264,9 +276,115 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_the_pages_that_promise_a_run_are_run() -> None:
     run = {str(page.relative_to(ROOT)) for page in RUNNABLE}
-    assert {"README.md", "docs/getting-started.md", "docs/guides/dagster.md", "docs/guides/read-in-python.md"} <= run
+    assert {
+        "README.md",
+        "docs/getting-started-in-python.md",
+        "docs/guides/dagster.md",
+        "docs/guides/read-in-python.md",
+    } <= run
     assert {f"docs/guides/publish-{name}.md" for name in ("cayenne", "duckdb", "lance", "sqlite", "turso")} <= run
     assert "docs/guides/add-an-engine.md" in run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_can_not_run_here_can_be_parsed(page: Path) -> None:
+    for code in blocks(page, "python"):
+        ast.parse(textwrap.dedent(code))
+    for document in blocks(page, "yaml"):
+        list(yaml.safe_load_all(document))
+    for document in blocks(page, "json"):
+        json.loads(document)
+
+
+def commands_in(document: object) -> Iterator[list[str]]:
+    """What the containers of a Kubernetes manifest run, command and arguments."""
+    match document:
+        case dict():
+            if "command" in document:
+                yield [*document["command"], *document.get("args", [])]
+            for value in document.values():
+                yield from commands_in(value)
+        case list():
+            for value in document:
+                yield from commands_in(value)
+
+
+def test_containers_run_commands_that_exist() -> None:
+    known = commands()
+    manifests = [
+        document for text in blocks(DOCS / "guides/kubernetes.md", "yaml") for document in yaml.safe_load_all(text)
+    ]
+    ours = [command[1:] for command in commands_in(manifests) if command[0] == "snapshot-assets"]
+    assert {verb for verb, *_ in ours} >= {"serve"}
+    for verb, *arguments in ours:
+        options = {option for parameter in known[verb].params for option in parameter.opts}
+        assert {argument.partition("=")[0] for argument in arguments if argument.startswith("-")} <= options
+
+
+@contextmanager
+def running(code: str) -> Iterator[Iterator[str]]:
+    """The lines that a program prints while it runs; it is killed at the end."""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        try:
+            yield iter(program.stdout)
+        finally:
+            program.kill()
+
+
+def test_the_app_of_getting_started_swaps_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import duckdb
+
+    from snapshot_assets import Maintenance, SnapshotStore
+
+    monkeypatch.chdir(tmp_path)
+
+    def materialize(definitions: str) -> None:
+        held: dict[str, Any] = {}
+        exec(compile(definitions, "definitions.py", "exec"), held)
+        assert held["defs"].resolve_implicit_global_asset_job_def().execute_in_process().success
+
+    (what_you_have, with_snapshots), (app, swapping_app) = (
+        blocks(GETTING_STARTED, f"python {name}") for name in ("definitions.py", "app.py")
+    )
+    materialize(what_you_have)
+    with running(app) as lines:
+        assert next(lines).startswith("(50000, ")
+        with pytest.raises(duckdb.IOException, match="Could not set lock"):
+            materialize(what_you_have)
+
+    materialize(with_snapshots)
+    with running(swapping_app) as lines:
+        first = next(lines)
+        materialize(with_snapshots)
+        swapped = next(line for line in lines if line != first)  # the asset draws other amounts every time
+        assert swapped.startswith("(50000, ")
+        Maintenance(SnapshotStore.open("store")).rollback("shop", 0)
+        assert next(line for line in lines if line != swapped) == first
+
+
+def test_alerts_and_panels_ask_for_metrics_that_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import duckdb
+
+    from snapshot_assets import Dataset, Maintenance, Publisher, ReaderSettings, SnapshotReader, SnapshotStore
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SNAPSHOT_STORE", str(tmp_path / "store"))
+    with duckdb.connect("orders.duckdb") as con:
+        con.execute("create table orders as select 1 as id")
+    store = SnapshotStore.open("store")
+    with Publisher(store) as publisher, publisher.writing(Dataset("orders", "duckdb", "orders.duckdb")) as writing:
+        writing.publish()
+        with SnapshotReader(store, Path("reader"), ReaderSettings(refresh_interval=None)) as reader:
+            reader.follow("orders")
+            while not Maintenance(store).readers():
+                time.sleep(0.1)
+            page = DOCS / "guides/monitoring.md"
+            exec(compile(file_in(page, "snapshot_metrics.py"), "snapshot_metrics.py", "exec"), {"__name__": "__main__"})
+    written = set(re.findall(r"^(snapshot_\w+)(?:{.*})? \d", Path("snapshots.prom").read_text(), flags=re.MULTILINE))
+    asked = set(re.findall(r"\bsnapshot_[a-z_]+", section("guides/monitoring.md", "Alerts")))
+    asked |= set(re.findall(r"\bsnapshot_[a-z_]+", section("guides/monitoring.md", "A dashboard")))
+    assert asked == written
 
 
 def test_every_guarantee_names_tests_that_are_there() -> None:

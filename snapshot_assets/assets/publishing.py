@@ -5,7 +5,6 @@ Nothing heavy is imported before it is needed: an engine when a dataset of it is
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from snapshot_assets.assets.validator_checks import passed_validators, refused_v
 from snapshot_assets.engines.registry import check_datasets
 from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, ValidationFailed
 from snapshot_assets.model.dataset import Dataset
+from snapshot_assets.resources.run_key import idempotency_key, run_summary
 from snapshot_assets.resources.store import SnapshotStoreResource
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _publish(
 ) -> dg.MaterializeResult[Any]:
     """Run the body under the write gate and publish; or, when this step has published before, report that."""
     partition_keys = tuple(context.partition_keys) if _is_partitioned(context) else ()
-    key = _idempotency_key(context, partition_keys)
+    key = idempotency_key(context.instance, context.run, context.asset_key, partition_keys)
     returned = _Returned()
     with resource.open_publisher() as publisher, publisher.writing(dataset, idempotency_key=key) as writing:
         if writing.already is not None:
@@ -239,12 +239,12 @@ def _publish(
         else:
             returned = _Returned.of(body(LiveDatabase(writing)))
             result = writing.publish(
-                allow_schema_change=allow_schema_change, summary=_run_summary(context), partition_keys=partition_keys
+                allow_schema_change=allow_schema_change,
+                summary=run_summary(context.run, context.asset_key),
+                partition_keys=partition_keys,
             )
     store = resource.open_store(read_only=True)
-    metadata = materialization_metadata(store, result)
-    if partition_keys:
-        metadata["snapshot/partitions"] = _partitions_text(partition_keys)
+    metadata = materialization_metadata(store, result, partition_keys)
     checks = passed_validators(store, dataset, result)
     return dg.MaterializeResult(
         metadata={**returned.metadata, **metadata},
@@ -283,35 +283,3 @@ class _Returned:
 
 def _is_partitioned(context: dg.AssetExecutionContext) -> bool:
     return bool(context.has_partition_key or context.has_partition_key_range)
-
-
-def _idempotency_key(context: dg.AssetExecutionContext, partition_keys: Sequence[str]) -> str:
-    """The name of what this step wants done once: the same for every retry and re-execution of its run or backfill."""
-    parts = ["dagster", _origin(context), context.asset_key.to_user_string()]
-    if len(partition_keys) == 1:
-        parts.append(partition_keys[0])
-    elif partition_keys:
-        digest = hashlib.blake2b("\0".join(partition_keys).encode(), digest_size=8).hexdigest()
-        parts.append(f"{partition_keys[0]}...{partition_keys[-1]} ({len(partition_keys)}, {digest})")
-    return ":".join(parts)
-
-
-def _origin(context: dg.AssetExecutionContext) -> str:
-    """What a run has in common with all that it repeats: the first backfill, or else the first run."""
-    run = context.run
-    first = context.instance.get_run_by_id(run.root_run_id) if run.root_run_id else run
-    # Dagster takes these tags off a run that is re-executed after its backfill has ended, so the first run is asked.
-    tags = (first or run).tags
-    return tags.get("dagster/root_backfill_id") or tags.get("dagster/backfill") or run.root_run_id or run.run_id
-
-
-def _partitions_text(keys: Sequence[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]}, {len(keys)} in all"
-
-
-def _run_summary(context: dg.AssetExecutionContext) -> dict[str, str]:
-    return {
-        "dagster.run_id": context.run.run_id,
-        "dagster.job": context.run.job_name,
-        "dagster.asset_key": context.asset_key.to_user_string(),
-    }

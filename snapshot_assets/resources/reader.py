@@ -2,25 +2,30 @@
 
 # Dagster reads the annotations of a resource's fields as objects, so they are not postponed here.
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from snapshot_assets.errors import NotFound
+from snapshot_assets.resources.run_reads import Chosen, RunReads
 from snapshot_assets.resources.store import SnapshotStoreResource
 
 if TYPE_CHECKING:
-    from snapshot_assets.reader.reader import SnapshotReader
+    from snapshot_assets.resources.run_reader import RunReader
 
 __all__ = ["SnapshotReaderResource"]
 
 
 class SnapshotReaderResource(dg.ConfigurableResource[Any]):
     """Reads published snapshots in an asset or an op, never the live database that a writer has locked.
+
+    All steps of a run see one snapshot of each dataset, also in different processes and on different hosts: the newest
+    of when the run first read the dataset. Where the run itself publishes the dataset, later reads see what it
+    published.
 
     Example:
         .. code-block:: python
@@ -35,30 +40,52 @@ class SnapshotReaderResource(dg.ConfigurableResource[Any]):
     data_dir: str | None = Field(
         default=None,
         description=(
-            "Where local copies are kept from run to run; one process at a time can use it. "
+            "Where local copies are kept from run to run, in a folder for each reader that is open at a time. "
             "By default a temporary folder that goes when the reader is closed."
         ),
     )
+    pins: dict[str, int] = Field(
+        default={}, description="For a dataset, the snapshot that is read whatever is published since."
+    )
+    consistency: Literal["run", "newest"] = Field(
+        default="run",
+        description="run: all steps of a run see one snapshot of a dataset. newest: each sees the newest of its time.",
+    )
+
+    _run_reads: RunReads | None = PrivateAttr(default=None)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Note the run; outside of one, reads see the newest snapshot."""
+        if self.consistency == "run" and context.run is not None and context.instance is not None:
+            self._run_reads = RunReads(context.instance, context.run)
 
     @contextmanager
-    def open_reader(self) -> Iterator["SnapshotReader"]:
+    def open_reader(self) -> Iterator["RunReader"]:
         """A reader of the store; what it fetched is closed, and without a `data_dir` removed, at the end.
 
-        Raises:
-            DataDirBusy: another process uses the folder.
+        Its `follow` goes to the pinned snapshot, or to the one that this run reads. Called again for a dataset that the
+        run has published meanwhile, it goes to what was published.
         """
-        from snapshot_assets.reader.reader import SnapshotReader
-        from snapshot_assets.reader.settings import ReaderSettings
+        from snapshot_assets.model.head import head_key
+        from snapshot_assets.resources.run_reader import open_run_reader
 
         store = self.store.open_store(read_only=True)
-        # It lives for a run: nobody rolls anything out to it, and what it reads lies on its own disk.
-        settings = ReaderSettings(announce_interval=None)
-        if self.data_dir is not None:
-            with SnapshotReader(store, Path(self.data_dir), settings) as reader:
-                yield reader
-            return
-        with (
-            tempfile.TemporaryDirectory(prefix="snapshot-assets-") as folder,
-            SnapshotReader(store, Path(folder), settings) as reader,
-        ):
+
+        def newest(dataset: str) -> Chosen | None:
+            try:
+                head = store.head(dataset)
+            except NotFound:
+                return None
+            current = head.current_snapshot_id
+            return None if current is None else Chosen(current, head.incarnation)
+
+        def choose(dataset: str) -> Chosen | None:
+            if dataset in self.pins:
+                return Chosen(self.pins[dataset], None)
+            reads = self._run_reads
+            head_url = f"{store.url.rstrip('/')}/{head_key(dataset)}"
+            return None if reads is None else reads.choose(head_url, lambda: newest(dataset))
+
+        data_dir = None if self.data_dir is None else Path(self.data_dir)
+        with open_run_reader(store, data_dir, choose) as reader:
             yield reader

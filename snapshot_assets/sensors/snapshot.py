@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import dagster as dg
 
+from snapshot_assets.asset_metadata import asset_of
 from snapshot_assets.engines.registry import check_datasets
 from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, StoreUnavailable
 from snapshot_assets.model.dataset import Dataset
@@ -66,7 +67,7 @@ def build_snapshot_sensor(
         ConfigurationError: a dataset stands twice, two of them publish one live file, or `max_requests` is below 1.
     """
     check_datasets(dataset for dataset in datasets if isinstance(dataset, Dataset))
-    keys = dict(_name_and_key(dataset) for dataset in datasets)
+    keys = dict(asset_of(dataset) for dataset in datasets)
     if len(keys) != len(datasets):
         raise ConfigurationError("the sensor is given the same dataset twice")
     if max_requests < 1:
@@ -103,16 +104,6 @@ def build_snapshot_sensor(
         required_resource_keys={store_key},
         **sensor_args,
     )
-
-
-def _name_and_key(dataset: Dataset | str | dg.AssetsDefinition) -> tuple[str, dg.AssetKey]:
-    if isinstance(dataset, dg.AssetsDefinition):
-        name = dataset.metadata_by_key[dataset.key].get("snapshot/dataset")
-        if not isinstance(name, str):
-            raise ConfigurationError(f"the asset {dataset.key.to_user_string()!r} was not made by snapshot_asset")
-        return name, dataset.key
-    name = dataset if isinstance(dataset, str) else dataset.name
-    return name, dg.AssetKey(name)
 
 
 _Answer: TypeAlias = tuple[Head, str] | SnapshotAssetsError

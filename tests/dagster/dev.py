@@ -33,6 +33,10 @@ _REEXECUTE_RUN = """
 mutation ($params: ReexecutionParams!) {
   launchRunReexecution(reexecutionParams: $params) { __typename ... on LaunchRunSuccess { run { runId } } }
 }"""
+_TERMINATE = """
+mutation ($id: String!) {
+  terminateRun(runId: $id, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { __typename }
+}"""
 _LAUNCH_BACKFILL = """
 mutation ($params: LaunchBackfillParams!) {
   launchPartitionBackfill(backfillParams: $params) { __typename ... on LaunchBackfillSuccess { backfillId } }
@@ -196,6 +200,11 @@ class DagsterDev:
         """Re-execute a run; the id of the new one."""
         params = {"parentRunId": run_id, "strategy": strategy}
         return str(self._launched("launchRunReexecution", _REEXECUTE_RUN, params)["run"]["runId"])
+
+    def give_up(self, run_id: str) -> None:
+        """Force the end of a run, as one must when its launcher died with it."""
+        done = self.ask(_TERMINATE, id=run_id)["terminateRun"]
+        assert done["__typename"] == "TerminateRunSuccess", done
 
     def backfill(self, asset: str, partitions: Sequence[str]) -> str:
         """Launch a backfill; its id."""
