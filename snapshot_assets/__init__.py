@@ -1,7 +1,8 @@
 """Publish embedded databases as versioned, verified snapshots; long-lived readers hot-swap to the newest one.
 
 The names below are loaded when they are first used, so that importing the package costs next to nothing. Dagster's
-side lives in `snapshot_assets.assets`, `snapshot_assets.resources` and `snapshot_assets.sensors`.
+side lives in `snapshot_assets.assets`, `snapshot_assets.components`, `snapshot_assets.resources` and
+`snapshot_assets.sensors`; a `defs.yaml` names its component as `snapshot_assets.SnapshotCollection`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _ROOMS = {
     "ReaderSettings": "reader.settings",
     "RefreshResult": "reader.settings",
     "SnapshotAssetsError": "errors",
+    "SnapshotCollection": "components",
     "SnapshotReader": "reader.reader",
     "SnapshotStore": "store.snapshot_store",
     "StreamHandoff": "reader.handoff",
@@ -67,4 +69,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted(set(globals()) | set(_ROOMS))
