@@ -3,6 +3,7 @@
 # make ui      the demo location in Dagster's own UI
 # make bench   measurements beside their peers; NAMES="p8 p9" chooses, FULL=1 takes the large sizes
 # make soak    the long tests
+# make newest  tests on the newest Dagster, without dagster-aws
 #
 # The environment is made on the first use. PYTHON=/path/to/python chooses another interpreter (3.11 to 3.13).
 
@@ -28,7 +29,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 NAMES ?=
 FULL ?=
 
-.PHONY: help demo test lint types imports pytest chromium ui bench soak env format constraints clean
+.PHONY: help demo test lint types imports pytest chromium ui bench soak newest env format constraints clean
 
 help:
 	@sed -n 's/^# make /  make /p' Makefile
@@ -70,6 +71,24 @@ soak: $(INSTALLED_DEV)
 	$(INSTALL) atheris
 	$(BIN)/pytest -m soak --timeout=7200 --durations=20
 
+# The newest dagster core, and no dagster-aws. The other packages of Dagster follow the core by days and pin it, so they
+# come without what they ask for; everything else is as in the environment of the other checks.
+NEWEST := $(VENV)-newest
+NEWEST_TESTS ?= test_assets test_checks test_components test_dg_project test_imports test_maintenance test_reload test_sensor
+NEWEST_DESELECT := tests/dagster/test_assets.py::TestMaterialization::test_credentials_may_come_from_dagster_aws
+
+newest: $(INSTALLED_DEV)
+	$(BIN)/python -m venv --clear $(NEWEST)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^dagster' > $(NEWEST)/others.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $(NEWEST)/others.txt
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade dagster dagster-graphql
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dagster-cloud-cli dagster-dask \
+	  dagster-dg-cli dagster-dg-core dagster-rest-resources dagster-webserver
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	! $(NEWEST)/bin/python -c 'import dagster_aws' 2>/dev/null
+	$(NEWEST)/bin/python -m pip freeze | grep '^dagster'
+	$(NEWEST)/bin/pytest $(NEWEST_TESTS:%=tests/dagster/%.py) --deselect $(NEWEST_DESELECT)
+
 env: $(INSTALLED_DEV)
 
 format: $(INSTALLED_DEV)
@@ -87,7 +106,7 @@ constraints:
 	rm -rf $(VENV)-constraints
 
 clean:
-	rm -rf $(VENV) $(VENV)-constraints .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
+	rm -rf $(VENV) $(VENV)-constraints $(VENV)-newest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache dist
 
 $(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'

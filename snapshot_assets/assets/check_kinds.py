@@ -292,9 +292,10 @@ class RowCountCheck(SnapshotCheck):
             return f"has {now:,} rows, at least {self.min_rows:,} are asked for"
         if not before:
             return ""
-        if self.max_drop is not None and now < before * (1 - self.max_drop):
+        # A share is a quotient that is rounded once, as the bound is: a change of just the bound is equal to it.
+        if self.max_drop is not None and (before - now) / before > self.max_drop:
             return f"fell from {before:,} to {now:,} rows, by more than {self.max_drop:.0%}"
-        if self.max_growth is not None and now > before * (1 + self.max_growth):
+        if self.max_growth is not None and (now - before) / before > self.max_growth:
             return f"grew from {before:,} to {now:,} rows, by more than {self.max_growth:.0%}"
         return ""
 

@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 import dagster as dg
 
 from snapshot_assets.asset_metadata import materialization_metadata, step_failure
-from snapshot_assets.assets.validator_checks import passed_validators, refused_validators, validator_specs
+from snapshot_assets.assets.validator_checks import (
+    own_checks_not_run,
+    passed_validators,
+    refused_validators,
+    validator_specs,
+)
 from snapshot_assets.engines.registry import check_datasets
 from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError, ValidationFailed
 from snapshot_assets.model.dataset import Dataset
@@ -231,6 +236,8 @@ def _publish(
     with resource.open_publisher() as publisher, publisher.writing(dataset, idempotency_key=key) as writing:
         if writing.already is not None:
             result = writing.already
+            not_run = own_checks_not_run(context.assets_def.check_specs, dataset, result)
+            returned = _Returned(check_results=not_run)
             context.log.info(
                 "This step published snapshot %s of %r before, so nothing is done again; a new run publishes anew.",
                 result.snapshot_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from snapshot_assets.publish.validators import CheckResult
     from snapshot_assets.store.snapshot_store import SnapshotStore
 
-__all__ = ["passed_validators", "refused_validators", "validator_specs"]
+__all__ = ["own_checks_not_run", "passed_validators", "refused_validators", "validator_specs"]
 
 
 def validator_specs(dataset: Dataset, key: dg.AssetKey) -> Iterator[dg.AssetCheckSpec]:
@@ -42,11 +42,10 @@ def _describe(validator: Validator) -> str:
     return f"{text} Asked for: {'; '.join(shown)}."
 
 
-def _check_names(dataset: Dataset) -> Iterator[str]:
-    from snapshot_assets.publish.validators import validator_name
+def _check_names(dataset: Dataset) -> tuple[str, ...]:
+    from snapshot_assets.publish.validators import validator_names
 
-    for position, validator in enumerate(dataset.validators):
-        yield validator_name(validator, position)
+    return validator_names(dataset.validators)
 
 
 def refused_validators(error: ValidationFailed) -> Iterator[dg.AssetCheckResult]:
@@ -76,15 +75,28 @@ def passed_validators(store: SnapshotStore, dataset: Dataset, result: PublishRes
     return [
         dg.AssetCheckResult(passed=True, check_name=name)
         if recorded is None or name in recorded
-        else dg.AssetCheckResult(
-            passed=False,
-            check_name=name,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"It did not run: snapshot {result.snapshot_id} was published before, without this validator.",
-            metadata={"check/hint": "Materialize the asset in a new run, which publishes anew."},
-        )
+        else _not_run(name, f"snapshot {result.snapshot_id} was published before, without this validator")
         for name in _check_names(dataset)
     ]
+
+
+def own_checks_not_run(
+    specs: Iterable[dg.AssetCheckSpec], dataset: Dataset, result: PublishResult
+) -> list[dg.AssetCheckResult]:
+    """The asset's own checks, of which a step that published before knows nothing; Dagster wants a result of each."""
+    why = f"this step published snapshot {result.snapshot_id} before, and a step that has published does nothing again"
+    validators = set(_check_names(dataset))
+    return [_not_run(spec.name, why) for spec in specs if spec.name not in validators]
+
+
+def _not_run(name: str, why: str) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=False,
+        check_name=name,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"It did not run: {why}.",
+        metadata={"check/hint": "Materialize the asset in a new run, which publishes anew."},
+    )
 
 
 def _recorded_checks(store: SnapshotStore, result: PublishResult) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sqlite3
 from collections.abc import Callable
@@ -70,7 +69,7 @@ def _look_at_store(store: SnapshotStore) -> list[Finding]:
     findings = [_finding("access", lambda: f"{objects.url} answers; {len(store.heads())} datasets")]
     if findings[-1].state == "failed":
         return findings
-    findings.append(_finding("identity", lambda: _identity(objects)))
+    findings.append(_finding("identity", lambda: _identity(store)))
     findings.append(_pending(store))
     probe = _probe(objects)
     findings.append(probe)
@@ -86,12 +85,11 @@ def _finding(name: str, look: Callable[[], str]) -> Finding:
         return Finding(name, "failed", f"{error.kind}: {error.message}", error.hint)
 
 
-def _identity(objects: Store) -> str:
+def _identity(store: SnapshotStore) -> str:
     try:
-        document = json.loads(objects.read("store.json").data)
+        return f"store {store.store_id}, of a format that this version reads"
     except NotFound:
         return "no store.json yet: the first writer makes it"
-    return f"store {document.get('store_id')}, format version {document.get('format_version')}"
 
 
 def _probe(objects: Store) -> Finding:

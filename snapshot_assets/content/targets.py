@@ -68,11 +68,14 @@ class TargetFiles:
                     os.close(descriptor)
 
     def hash_earlier(self, number: int, offset: int, length: int, buffers: ScratchBuffers) -> bytes | None:
-        """The digest of what a file that was taken over holds there; none when it is a new one."""
+        """The digest of what a file that was taken over holds there; none when it is a new one, or is unreadable."""
         if number not in self._taken_over:
             return None
-        with self._open(number, os.O_RDONLY) as descriptor:
-            return hash_stretch(descriptor, offset, length, buffers)
+        try:
+            with self._open(number, os.O_RDONLY) as descriptor:
+                return hash_stretch(descriptor, offset, length, buffers)
+        except OSError:
+            return None
 
     def write(self, number: int, offset: int, plain: bytes | memoryview) -> None:
         """Fill a part of a file.
@@ -169,8 +172,15 @@ def _write_differing(descriptor: int, offset: int, plain: memoryview) -> None:
     """Write what is not there already: the disk has as much to do as has changed."""
     for start in range(0, len(plain), _COMPARED_BYTES):
         piece = bytes(plain[start : start + _COMPARED_BYTES])
-        if os.pread(descriptor, len(piece), offset + start) != piece:
+        if not _holds(descriptor, offset + start, piece):
             _write_all(descriptor, offset + start, piece)
+
+
+def _holds(descriptor: int, offset: int, piece: bytes) -> bool:
+    try:
+        return os.pread(descriptor, len(piece), offset) == piece
+    except OSError:
+        return False
 
 
 def _begin_writing_out(descriptor: int, offset: int, length: int) -> None:

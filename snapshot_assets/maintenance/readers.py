@@ -142,14 +142,19 @@ def standing(reader: KnownReader, head: Head, now_ms: int) -> Standing | None:
     behind = 0
     if head.current_snapshot_id is not None and not announced.pinned:
         behind = max(head.generation - (announced.generation or 0), 0)
-    return Standing(reader, announced, behind, _seconds_behind(announced, head, now_ms) if behind else 0.0)
+    return Standing(reader, announced, behind, _seconds_behind(announced, head, behind, now_ms) if behind else 0.0)
 
 
-def _seconds_behind(announced: Announced, head: Head, now_ms: int) -> float:
+def _seconds_behind(announced: Announced, head: Head, generations: int, now_ms: int) -> float:
     """Since the first publish that the reader missed, or else since what is current became so."""
     since = [now_ms if head.current_since_ms is None else head.current_since_ms]
     if announced.incarnation == head.incarnation and announced.snapshot_id is not None:
-        since += [entry.committed_at_ms for entry in head.snapshots if entry.snapshot_id > announced.snapshot_id]
+        # Each generation that it missed was a publish or a rollback. It may have gone back itself before: of what is
+        # newer than what it serves, it missed no more than these.
+        newest = head.snapshots[::-1]
+        went_back = bool(newest) and newest[0].committed_at_ms != head.current_since_ms
+        missed = newest[: generations - went_back]
+        since += [entry.committed_at_ms for entry in missed if entry.snapshot_id > announced.snapshot_id]
     return max(now_ms - min(since), 0) / 1000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ __all__ = [
     "RowCountWithin",
     "Unique",
     "run_validators",
-    "validator_name",
+    "validator_names",
 ]
 
 _SHOWN_ROWS = 3
@@ -144,13 +145,19 @@ def _count_of(counts: Mapping[str, int], table: str) -> int:
     return counts[table]
 
 
-def validator_name(validator: Validator, position: int) -> str:
-    """A name for a validator, unique by its position: from its class or function, or `sql`."""
-    if isinstance(validator, str):
-        return f"sql_{position}"
-    kind = getattr(validator, "__name__", type(validator).__name__)
-    words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind).strip("_")
-    return f"{''.join(letter if letter.isalnum() else '_' for letter in words)}_{position}"
+def validator_names(validators: Sequence[Validator]) -> tuple[str, ...]:
+    """A name for each validator: that of its class or function, or `sql`; the second of a name has the number 2."""
+    names: list[str] = []
+    seen: Counter[str] = Counter()
+    for validator in validators:
+        kind = "sql" if isinstance(validator, str) else getattr(validator, "__name__", type(validator).__name__)
+        words = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in kind).strip("_")
+        name = "".join(letter if letter.isalnum() else "_" for letter in words) or "validator"
+        seen[name] += 1
+        while (numbered := name if seen[name] == 1 else f"{name}_{seen[name]}") in names:
+            seen[name] += 1
+        names.append(numbered)
+    return tuple(names)
 
 
 def _find(validator: Validator, staged: StagedCopy) -> str | None:
@@ -179,8 +186,7 @@ def run_validators(
     """
     staged = _Staged(tables, previous, query)
     results = []
-    for position, validator in enumerate(dataset.validators):
-        name = validator_name(validator, position)
+    for name, validator in zip(validator_names(dataset.validators), dataset.validators, strict=True):
         try:
             finding = _find(validator, staged)
         except Exception as error:  # noqa: BLE001  (a validator is a user's code and may raise anything)

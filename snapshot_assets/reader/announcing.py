@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 _LONGEST_END: Final = 2.0
 """Seconds that the end of a reader waits for a store that does not answer."""
 
+_LONGEST_ERROR: Final = 1000
+"""Characters of an error that are announced: an announcement of thousands of datasets that fail must stay readable."""
+
 _LEAST_PAUSE: Final = 1.0
 """Seconds between two announcements at least: datasets that swap together are announced together."""
 
@@ -149,7 +152,9 @@ class Announcer:
 
 
 def _announced(status: DatasetStatus) -> Announced:
-    error = None if status.last_error is None else f"{status.last_error.kind}: {status.last_error.message}"
+    error = None
+    if status.last_error is not None:
+        error = f"{status.last_error.kind}: {status.last_error.message}"[:_LONGEST_ERROR]
     if status.current is None:
         return Announced(status.state, last_error=error)
     current = status.current

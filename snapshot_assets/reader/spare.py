@@ -19,6 +19,12 @@ __all__ = ["SPARE", "Spares"]
 SPARE: Final = ".spare-"
 """Folders of this prefix are never opened, and are removed at start."""
 
+_MOUNTS: Final = Path("/proc/self/mountinfo")
+
+_KNOWING: Final = frozenset({"ext2", "ext3", "ext4", "f2fs", "tmpfs", "xfs"})
+"""File systems of which the kernel knows every descriptor and every map. An overlay, a container's own file system,
+forgets a map once its descriptor is closed; one of the network does not know of other machines."""
+
 
 class Spares:
     """The spares of a reader, at most one a dataset. They are room that can be had back at any time.
@@ -31,11 +37,18 @@ class Spares:
         self._kept: dict[Path, Path] = {}
 
     def keep(self, retired: Path) -> None:
-        """Keep a copy that nobody can find any more, in its dataset's folder, in place of an earlier one."""
+        """Keep a copy that nobody can find any more, in its dataset's folder, in place of an earlier one.
+
+        Where nobody can tell who uses a file it could not be built in, and is removed.
+        """
         spare = retired.with_name(f"{SPARE}{new_ulid()}")
+        kept = _all_users_are_known(retired.parent)
         try:
-            retired.rename(spare)
+            if kept:
+                retired.rename(spare)
         except OSError:
+            kept = False
+        if not kept:
             try_to_remove(retired)
             return
         with self._lock:
@@ -69,7 +82,22 @@ class Spares:
             try_to_remove(spare)
 
 
+def _all_users_are_known(folder: Path) -> bool:
+    """Whether the kernel knows of everybody who has a file of this folder open or mapped."""
+    try:
+        device = folder.stat().st_dev
+        mounts = os.fsdecode(_MOUNTS.read_bytes()).splitlines()
+    except OSError:
+        return False
+    number = f"{os.major(device)}:{os.minor(device)}"
+    # The device is the third word of a line, and the kind of the file system the first one behind the dash.
+    found = [line for line in mounts if line.split()[2] == number]
+    return bool(found) and found[0].partition(" - ")[2].split()[0] in _KNOWING
+
+
 def _files_of(folder: Path) -> Iterator[tuple[str, Path]]:
+    if folder.is_symlink() or folder.parent.is_symlink():
+        return
     for root, _folders, names in os.walk(folder):
         for name in names:
             file = Path(root, name)
@@ -79,7 +107,10 @@ def _files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def _moved(old: Path, new: Path) -> int:
     new.parent.mkdir(parents=True, exist_ok=True)
-    old.rename(new)
+    try:
+        old.rename(new)
+    except OSError:
+        return 0
     status = new.lstat()
     if status.st_nlink > 1 or not _is_closed(new):
         new.unlink()
@@ -92,7 +123,10 @@ def _is_closed(path: Path) -> bool:
     """Whether no other descriptor of a file, and no map of it, exists in any process; false when nobody can tell."""
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
     try:
         # Whoever opens the file in between waits for the lease to end, and the holder gets a signal: one that is
         # ignored, since the usual one ends the process.

@@ -121,14 +121,15 @@ class ReaderFleetResource(dg.ConfigurableResource[Any]):
             readers |= {reader.endpoint: reader for reader in _resolved(self.dns, with_tls=self.tls_ca is not None)}
         not_called: list[NotCalled] = []
         if self.discover:
-            for known in self._announced(not_called):
+            # The living first: who answers now where another one did before is no reader that is dead.
+            for known in sorted(self._announced(not_called), key=lambda known: not known.is_alive):
                 said = known.announcement
                 if dataset not in said.datasets:
                     continue
                 endpoint, cohort = said.endpoint, said.cohort
                 if endpoint in readers:
-                    configured = readers[endpoint]
-                    readers[endpoint] = FleetReader(endpoint, cohort, configured.tls_hostname)
+                    reader = readers[endpoint]
+                    readers[endpoint] = FleetReader(endpoint, reader.cohort or cohort, reader.tls_hostname)
                     continue
                 reason = _why_not(known) or (None if endpoint is None else self._refusal(endpoint))
                 if endpoint is None or reason is not None:
@@ -198,7 +199,10 @@ def _why_not(known: "KnownReader") -> str | None:
 def _resolved(dns: str, *, with_tls: bool) -> list[FleetReader]:
     """A reader for each address of a name; over TLS, their certificates are for the name."""
     written: SplitResult = urlsplit(dns if "://" in dns else f"{_TLS if with_tls else 'grpc'}://{dns}")
-    host, port = written.hostname, written.port or _DEFAULT_PORT
+    try:
+        host, port = written.hostname, written.port or _DEFAULT_PORT
+    except ValueError:
+        host, port = None, _DEFAULT_PORT
     if not host:
         raise ConfigurationError(f"{dns!r} is no host:port", hint="Write dns as readers.internal:8815.")
     try:

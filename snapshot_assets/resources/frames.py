@@ -38,7 +38,8 @@ def arrow_rows(value: object) -> Iterator[pa.Table]:
             source = _spooled(source, Path(folder) / "rows.arrow")
         if not source.column_names:
             raise ConfigurationError("the asset returned a table without columns", hint="Return at least one column.")
-        if len(set(source.column_names)) < len(source.column_names):
+        # SQL does not tell A from a, and DuckDB would give one of them another name.
+        if len({name.lower() for name in source.column_names}) < len(source.column_names):
             raise ConfigurationError(
                 f"the asset returned two columns of one name: {', '.join(source.column_names)}",
                 hint="Rename one of them.",

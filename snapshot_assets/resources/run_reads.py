@@ -44,16 +44,21 @@ class RunReads:
         self._run = run
 
     def choose(self, head_url: str, newest: Callable[[], Chosen | None]) -> Chosen | None:
-        """The snapshot that this run reads now: the last that it published; else what its first read found.
+        """The snapshot that this run reads now: the newest that it published; else what its first read found.
 
-        A run that resumes a failed one goes on with what that one read.
+        A run that resumes a failed one goes on with what that one published and read.
 
         Args:
             head_url: where the dataset's head is: the dataset, in one store of many.
             newest: the newest snapshot; called by the first read of the run. None: nothing is published yet.
         """
-        for run_id in self._run_ids():
-            found = self._published(run_id, head_url) or self._read_first(run_id, head_url)
+        run_ids = list(self._run_ids())
+        published = [number for run_id in run_ids for number in self._published(run_id, head_url)]
+        if published:
+            # Not the last: of two steps that publish side by side, the earlier one may be recorded later.
+            return Chosen(max(published), None)
+        for run_id in run_ids:
+            found = self._read_first(run_id, head_url)
             if found is not None:
                 return found
         proposed = newest()
@@ -71,16 +76,14 @@ class RunReads:
             parent = None if run.parent_run_id is None else self._instance.get_run_by_id(run.parent_run_id)
             run = parent if parent is not None and _resumes(run, parent) else None
 
-    def _published(self, run_id: str, head_url: str) -> Chosen | None:
-        found = None
+    def _published(self, run_id: str, head_url: str) -> Iterator[int]:
         for event in self._instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION):
             made = event.asset_materialization
             if made is None:
                 continue
             place, snapshot_id = made.metadata.get("dagster/uri"), made.metadata.get("snapshot/id")
             if place is not None and place.value == head_url and snapshot_id is not None:
-                found = Chosen(int(str(snapshot_id.value)), None)
-        return found
+                yield int(str(snapshot_id.value))
 
     def _read_first(self, run_id: str, head_url: str) -> Chosen | None:
         for event in self._instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):

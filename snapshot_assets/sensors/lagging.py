@@ -85,7 +85,9 @@ def finding_of(head: Head, found: FoundReaders, bounds: LagBounds, now_ms: int) 
 
 
 class LagMemory:
-    """What was told and asked before, by dataset: the sensor's cursor. Datasets whose readers keep up take no room.
+    """What was told and asked before, by dataset: the sensor's cursor.
+
+    Datasets whose readers have kept up since the last generation take no room.
 
     Args:
         text: the cursor of the last tick; anything that is not one counts as none.
@@ -113,7 +115,8 @@ class LagMemory:
     def is_news(self, finding: Finding) -> bool:
         """Remember what is told of a dataset; whether it is something else than the last time."""
         dataset, mark = finding.head.dataset, finding.mark
-        if not finding.lagging:
+        if not finding.lagging and not self.attempts(finding):
+            # Those of this generation stay: who falls behind again is asked by another run key than before.
             self._asked.pop(dataset, None)
         if self._told.get(dataset, "") == mark:
             return False

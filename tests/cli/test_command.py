@@ -117,6 +117,17 @@ def test_doctor_fails_where_the_store_does(tmp_path: Path) -> None:
     assert checks[-1]["hint"]
 
 
+@pytest.mark.parametrize("content", ["{bad", "[1]", "{}", '{"format_version": 1}', '{"format_version": 99, "x": 1}'])
+def test_doctor_tells_of_a_store_whose_identity_is_damaged(tmp_path: Path, content: str) -> None:
+    (tmp_path / "store.json").write_text(content)
+    ran = run("doctor", "--json", "--store", tmp_path)
+    assert ran.returncode == 1
+    checks = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
+    assert checks["identity"]["state"] == "failed"
+    assert "store.json" in checks["identity"]["detail"]
+    assert checks["writing"]["state"] == "ok"
+
+
 def test_doctor_warns_where_reading_is_all_that_is_permitted(s3_server: S3Server, s3_url: str) -> None:
     options = (f"--store-option={name}={value}" for name, value in s3_server.reader_options.items())
     ran = run("doctor", "--json", "--store", s3_url, *options)

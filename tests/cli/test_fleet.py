@@ -9,11 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from snapshot_assets.ids import IncarnationId, OperationId, new_ulid
+from snapshot_assets.maintenance.readers import KnownReader, standing
 from snapshot_assets.model.announcement import Announced, Announcement, announcement_key
+from snapshot_assets.model.head import Head, SnapshotEntry
 from snapshot_assets.serve.client import NodeClient
 from snapshot_assets.store.snapshot_store import SnapshotStore
 from tests.cli.conftest import Cli
@@ -73,6 +77,30 @@ def test_an_announcement_that_can_not_be_read_hides_no_reader(cli: Cli, store: S
     assert (ran.code, "one" in ran.out) == (1, True)
     assert "Delete readers/broken.json" in ran.err
     assert "readers/broken.json" in cli.run("status").out
+
+
+def test_a_reader_did_not_miss_what_was_published_before_a_rollback() -> None:
+    """Snapshots 0 to 2 are of seconds 1 to 3; a rollback to 0 follows, and at second 100 what makes generation 5."""
+    incarnation = IncarnationId(new_ulid())
+    digest = "blake3:" + "0" * 64
+    entries = [
+        SnapshotEntry(number, OperationId(new_ulid()), None, None, 0, at * 1000, digest, digest, 1, 1, 1, (), {})
+        for number, at in enumerate([1, 2, 3, 100])
+    ]
+    head = Head("orders", incarnation, "duckdb", generation=5, current_snapshot_id=3, current_since_ms=100_000)
+    published = replace(head, snapshots=tuple(entries))
+    rolled_forward = replace(head, snapshots=tuple(entries[:3]), current_snapshot_id=2)
+
+    def seconds(head: Head, generation: int, snapshot_id: int) -> float:
+        serves = {"orders": Announced("loaded", incarnation, generation, snapshot_id)}
+        found = standing(KnownReader(Announcement("one", None, None, 1, 0, serves), 0, True), head, 110_000)
+        assert found is not None
+        assert found.generations == 5 - generation
+        return found.seconds
+
+    assert seconds(published, 4, 0) == 10
+    assert seconds(rolled_forward, 4, 0) == 10
+    assert seconds(published, 2, 1) == 107
 
 
 def test_status_tells_how_many_read_and_who_is_behind(cli: Cli, store: SnapshotStore) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -282,6 +284,27 @@ def test_what_rotted_in_an_old_file_is_not_taken_over(publisher: Publisher, tmp_
     donor, content, expected = two_snapshots(publisher, tmp_path, SQLITE)
     flip(donor.folder / "a", at)
     restore_files(publisher.objects, content, donor.folder, over=True)
+    assert read_folder(donor.folder) == {"a": expected}
+
+
+def test_what_can_not_be_read_of_an_old_file_is_written_anew(
+    publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    donor, content, expected = two_snapshots(publisher, tmp_path, SQLITE)
+    bad = range(17 * MIB, 18 * MIB)
+
+    def refuse(read: Any) -> Any:
+        def reading(descriptor: int, what: Any, offset: int) -> Any:
+            if offset in bad and Path(f"/proc/self/fd/{descriptor}").resolve() == donor.folder / "a":
+                raise OSError(errno.EIO, "Input/output error")
+            return read(descriptor, what, offset)
+
+        return reading
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", refuse(os.preadv))
+        patch.setattr(os, "pread", refuse(os.pread))
+        restore_files(publisher.objects, content, donor.folder, over=True)
     assert read_folder(donor.folder) == {"a": expected}
 
 

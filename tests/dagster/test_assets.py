@@ -347,9 +347,9 @@ class TestDefinition:
         dataset = Dataset("orders", "duckdb", tmp_path / "x.duckdb", validators=validators)
         specs = list(_orders_asset(dataset, key_prefix="shop").check_specs)
         assert [(spec.name, spec.blocking) for spec in specs] == [
-            ("no_gaps_0", True),
-            ("sql_1", True),
-            ("not_null_2", True),
+            ("no_gaps", True),
+            ("sql", True),
+            ("not_null", True),
         ]
         assert specs[0].description == "Ids follow each other."
         assert specs[2].description == "No value of the columns may be null. Asked for: table orders; columns id, note."
@@ -432,6 +432,31 @@ class TestOnce:
         assert len(calls) == 1
         assert len(_head(store).snapshots) == 1
 
+    def test_a_check_of_its_own_that_is_not_made_again_does_not_fail_the_step(
+        self, orders: Dataset, store: SnapshotStoreResource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        failures = [StoreUnavailable("the network went away right after the publish")]
+        spec = dg.AssetCheckSpec("own", asset="orders", blocking=True)
+
+        @snapshot_asset(orders, check_specs=[spec], retry_policy=dg.RetryPolicy(max_retries=1))
+        def body(live: LiveDatabase) -> dg.MaterializeResult[Any]:
+            _fill(live, 1)
+            return dg.MaterializeResult(check_results=[dg.AssetCheckResult(passed=True, check_name="own")])
+
+        def show(*args: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return asset_metadata.materialization_metadata(*args)
+
+        monkeypatch.setattr(publishing, "materialization_metadata", show)
+        result, metadata = _materialize(body, store)
+        assert metadata["snapshot/outcome"] == "already_published"
+        [check] = result.get_asset_check_evaluations()
+        assert (check.check_name, check.passed, check.severity) == ("own", False, dg.AssetCheckSeverity.WARN)
+        assert check.description == (
+            "It did not run: this step published snapshot 0 before, and a step that has published does nothing again."
+        )
+
     def test_a_run_that_is_executed_again_does_nothing_again(
         self,
         tmp_path: Path,
@@ -489,7 +514,7 @@ class TestChecks:
     def test_passed_validators_are_passed_checks(self, tmp_path: Path, store: SnapshotStoreResource) -> None:
         dataset = Dataset("orders", "duckdb", tmp_path / "o.duckdb", validators=[RowCountAtLeast(2)])
         result, _ = _materialize(_orders_asset(dataset), store)
-        assert _checks(result) == [("row_count_at_least_0", True)]
+        assert _checks(result) == [("row_count_at_least", True)]
 
     def test_a_failed_validator_is_a_failed_check_and_publishes_nothing(
         self, tmp_path: Path, store: SnapshotStoreResource, instance: dg.DagsterInstance
@@ -511,7 +536,7 @@ class TestChecks:
             [asset, downstream], resources={"snapshot_store": store}, instance=instance, raise_on_error=False
         )
         assert not result.success
-        assert _checks(result) == [("row_count_at_least_0", True), ("sql_1", False), ("row_count_at_least_2", False)]
+        assert _checks(result) == [("row_count_at_least", True), ("sql", False), ("row_count_at_least_2", False)]
         evaluations = result.get_asset_check_evaluations()
         assert all(one.blocking and one.severity == dg.AssetCheckSeverity.ERROR for one in evaluations)
         assert [one.description for one in evaluations] == [
@@ -582,7 +607,7 @@ class TestChecks:
         result, _ = _materialize(body, store)
         assert result.success
         assert not busy
-        assert _checks(result) == [("row_count_at_least_0", True)]
+        assert _checks(result) == [("row_count_at_least", True)]
 
     def test_a_step_that_ends_before_its_validators_ran_fails_with_that_alone(
         self, tmp_path: Path, store: SnapshotStoreResource

@@ -243,6 +243,14 @@ class TestRowCounts:
         assert not finding.passed
         assert finding.text == "Snapshot 1: orders grew from 10 to 30 rows, by more than 150%."
 
+    def test_a_change_of_just_the_bound_passes(self, shop: Shop) -> None:
+        shop.orders(10)
+        shop.orders(3)
+        assert shop.check(RowCountCheck(max_drop=0.7))[0].passed
+        shop.orders(100)
+        shop.orders(115)
+        assert shop.check(RowCountCheck(max_growth=0.15))[0].passed
+
     def test_too_few_rows_fail_also_in_the_first_snapshot(self, shop: Shop) -> None:
         shop.orders(0)
         finding, _ = shop.check(RowCountCheck())

@@ -117,11 +117,11 @@ class TestPublishing:
         result = _materialize(project.load(), raise_on_error=False)
         found = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
         assert found == {
-            "not_null_0": False,
-            "unique_1": True,
-            "sql_2": True,
-            "row_count_at_least_3": True,
-            "row_count_within_4": True,
+            "not_null": False,
+            "unique": True,
+            "sql": True,
+            "row_count_at_least": True,
+            "row_count_within": True,
         }
         assert SnapshotStore.open(project.root / "store", read_only=True).heads() == {}
 

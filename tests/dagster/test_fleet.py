@@ -127,6 +127,19 @@ def test_who_can_not_be_called_is_named(announce: Callable[..., None], find: Cal
     assert "Delete readers/broken.json" in found["unknown"]
 
 
+@pytest.mark.parametrize(("dead", "alive"), [("a", "b"), ("b", "a")])
+def test_who_answers_where_a_dead_reader_did_is_called_and_not_called_dead(
+    heads: Any, find: Callable[..., Fleet], dead: str, alive: str
+) -> None:
+    for reader_id, cohort, interval_ms in ((dead, "dead", 1), (alive, "alive", 300_000)):
+        said = Announcement(reader_id, "grpc://one:8815", cohort, interval_ms, 0, {"orders": Announced("waiting")})
+        heads.store.objects.write_if_absent(announcement_key(reader_id), said.to_bytes())
+    time.sleep(0.05)
+    for fleet in (find(), find(endpoints=["grpc://one:8815"])):
+        assert [(reader.endpoint, reader.cohort) for reader in fleet.readers] == [("grpc://one:8815", "alive")]
+        assert not fleet.not_called
+
+
 def test_a_name_stands_for_each_of_its_addresses() -> None:
     plain = ReaderFleetResource(dns="localhost:8815").find("orders")
     assert "grpc://127.0.0.1:8815" in endpoints(plain)
@@ -138,7 +151,7 @@ def test_a_name_stands_for_each_of_its_addresses() -> None:
     for fields in over_tls:
         [reader] = [one for one in ReaderFleetResource(**fields).find("orders").readers if one.endpoint.count(":") == 2]
         assert (reader.endpoint, reader.tls_hostname) == ("grpc+tls://127.0.0.1:8815", "localhost")
-    for wrong in ("", "nobody.invalid:8815"):
+    for wrong in ("", "nobody.invalid:8815", "localhost:http", "localhost:99999"):
         with pytest.raises(ConfigurationError):
             ReaderFleetResource(dns=wrong).find("orders")
 

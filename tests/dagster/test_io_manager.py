@@ -216,6 +216,7 @@ class TestKinds:
         assert "a dict" in refused(lambda: shop.write({"id": [1]}))
         assert "returned nothing" in refused(lambda: shop.write(None))
         assert "without columns" in refused(lambda: shop.write(pa.table({})))
+        assert "two columns of one name: a, A" in refused(lambda: shop.write(pa.table({"a": [1], "A": [2]})))
         shop.write(ORDERS)
         assert "can not be loaded as list" in refused(lambda: shop.read(list))
         assert "pandas.DataFrame" in refused(lambda: shop.read(list))
@@ -783,6 +784,40 @@ class TestRuns:
         dg.materialize(assets, selection=[whole], resources=resources, instance=instance)
         days = tuple(dt.date(2024, 1, day) for day in range(3, 7))
         assert seen == [(days[1],), days]
+
+    def test_an_asset_without_partitions_is_published_by_each_run_of_a_backfill(
+        self, shop: Shop, instance: dg.DagsterInstance
+    ) -> None:
+        """A job may hold both kinds of assets; its backfill is a run for each partition, and all share the backfill."""
+
+        @dg.asset(partitions_def=DAYS)
+        def each() -> None: ...
+
+        count = iter((1, 2, 3))
+
+        @dg.asset(deps=[each])
+        def orders() -> pa.Table:
+            return ORDERS.slice(0, next(count))
+
+        outcomes = []
+        for tags in (
+            {"dagster/partition": "2024-01-01"},
+            {"dagster/partition": "2024-01-02"},
+            {
+                "dagster/asset_partition_range_start": "2024-01-03",
+                "dagster/asset_partition_range_end": "2024-01-04",
+            },
+        ):
+            result = dg.materialize(
+                [each, orders],
+                resources={"io_manager": shop.manager},
+                instance=instance,
+                tags={"dagster/backfill": "one"} | tags,
+            )
+            [event] = result.asset_materializations_for_node("orders")
+            outcomes.append(event.metadata["snapshot/outcome"].value)
+        assert outcomes == ["published"] * 3
+        assert len(shop.rows()) == 3
 
     def test_an_input_may_name_its_snapshot_and_values_can_be_loaded_without_a_run(
         self, shop: Shop, instance: dg.DagsterInstance

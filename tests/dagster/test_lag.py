@@ -212,6 +212,22 @@ def test_a_dead_end_is_asked_with_pauses_that_double_and_not_for_ever() -> None:
     assert memory.asked(_finding(4)) == 1
 
 
+def test_who_falls_behind_again_is_asked_by_a_key_of_its_own(readers: Readers, tick: Tick) -> None:
+    """Dagster launches nothing for a run key that it has seen."""
+    keys: list[str | None] = []
+    cursor: str | None = None
+    for _ in range(2):
+        readers.announce(announcement("one", orders=readers.serves(1)))
+        behind = tick(sensor(minimum_interval_seconds=0), cursor)
+        keys += [request.run_key for request in behind.run_requests or ()]
+        readers.announce(announcement("one", orders=readers.serves(3)))
+        cursor = tick(sensor(minimum_interval_seconds=0), behind.cursor).cursor
+    assert [str(key).rpartition(":")[2] for key in keys] == ["again-1", "again-2"]
+    readers.heads.publish("orders")
+    readers.announce(announcement("one", orders=readers.serves(4)))
+    assert json.loads(str(tick(sensor(), cursor).cursor)) == {"v": 1, "told": {}, "asked": {}}
+
+
 @pytest.mark.parametrize("text", ["", "no json", "[]", '{"v": 9}', '{"v": 1, "told": 3, "asked": {}}', '{"v": 1}'])
 def test_a_cursor_that_is_none_counts_as_none(text: str) -> None:
     memory = LagMemory(text, 0, 60, 5)

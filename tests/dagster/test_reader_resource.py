@@ -291,6 +291,35 @@ class TestAgreement:
             assert reads().choose(url, partial(Chosen, number, "I")) == chosen
             assert reads().choose(url, lambda: Chosen(99, "I")) == chosen
 
+    def test_the_newest_that_a_run_published_counts_whoever_told_of_it_last(
+        self, shop: Shop, instance: dg.DagsterInstance
+    ) -> None:
+        """Of two steps that publish one dataset, the one that was first may be the last to be recorded."""
+        url = "s3://a/heads/shop.json"
+
+        def published(*snapshot_ids: int) -> dg.DagsterRun:
+            @dg.op(out=dg.Out(dg.Nothing))
+            def publish(context) -> None:  # type: ignore[no-untyped-def]
+                for number in snapshot_ids:
+                    metadata: dict[str, Any] = {"dagster/uri": url, "snapshot/id": number}
+                    context.log_event(dg.AssetMaterialization(f"table_{number}", metadata=metadata))
+
+            @dg.job
+            def publishing() -> None:
+                publish()
+
+            return publishing.execute_in_process(instance=instance).dagster_run
+
+        def newest() -> Chosen:
+            pytest.fail("the run has published")
+
+        run = published(8, 7)
+        assert RunReads(instance, run).choose(url, newest) == Chosen(8, None)
+        # A step that had published before it failed says so again, and another one had published after it.
+        tags = {"dagster/is_resume_retry": "true"}
+        resumed = published(7)._replace(parent_run_id=run.run_id, root_run_id=run.run_id, tags=tags)
+        assert RunReads(instance, resumed).choose(url, newest) == Chosen(8, None)
+
     def test_nothing_is_settled_while_nothing_is_published(self, reads: Callable[[], RunReads]) -> None:
         assert reads().choose("s3://a/heads/orders.json", lambda: None) is None
         assert reads().choose("s3://a/heads/orders.json", lambda: Chosen(0, "I")) == Chosen(0, "I")

@@ -33,7 +33,7 @@ from snapshot_assets.model.head import Status, head_key
 from snapshot_assets.model.manifest import manifest_key
 from snapshot_assets.publish.heads import change_head
 from snapshot_assets.publish.publisher import Publisher
-from snapshot_assets.publish.validators import NotNull, RowCountAtLeast, RowCountWithin, Unique
+from snapshot_assets.publish.validators import NotNull, RowCountAtLeast, RowCountWithin, Unique, validator_names
 from snapshot_assets.store.snapshot_store import SnapshotStore
 from snapshot_assets.testing.faults import Fault, FaultStore
 from tests.publish.support import audits, check_store, grow, grow_duckdb, grow_sqlite
@@ -173,6 +173,24 @@ def test_a_validator_that_finds_something_stops_the_publish(
     assert [result.passed for result in caught.value.results] == [False]
     assert store.heads() == {}
     assert not list(store.objects.list("data/"))
+
+
+def test_validators_are_named_for_what_they_are_and_never_alike() -> None:
+    def sql_2(staged: StagedCopy) -> str | None:
+        """Somebody's own."""
+        return None if staged.tables else "no table"
+
+    validators: list[Validator] = [
+        "select 1",
+        RowCountAtLeast(1, "a"),
+        sql_2,
+        "select 2",
+        RowCountAtLeast(1, "b"),
+        "select 3",
+        sql_2,
+    ]
+    names = validator_names(validators)
+    assert names == ("sql", "row_count_at_least", "sql_2", "sql_3", "row_count_at_least_2", "sql_4", "sql_2_2")
 
 
 def test_validators_see_nulls_duplicates_and_the_previous_counts(store: SnapshotStore, dataset: Dataset) -> None:

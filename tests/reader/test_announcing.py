@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from snapshot_assets.errors import AccessDenied, StoreUnavailable
 from snapshot_assets.ids import new_ulid
-from snapshot_assets.model.announcement import READERS_PREFIX, Announcement, announcement_key
+from snapshot_assets.model.announcement import MAX_ANNOUNCEMENT_BYTES, READERS_PREFIX, Announcement, announcement_key
+from snapshot_assets.reader.announcing import _announced
 from snapshot_assets.reader.reader import SnapshotReader
+from snapshot_assets.reader.status import Failure
 from snapshot_assets.testing.faults import Fault
 from tests.reader.world import ManualClock, World, wait_until
 
@@ -271,3 +275,15 @@ def test_a_reader_that_is_not_to_announce_itself_writes_nothing(world: World, cl
     reader.close()
     assert not world.faults.count("*", f"{READERS_PREFIX}*")
     assert not Path(world.data_dir / ".reader_id").exists()
+
+
+def test_what_went_wrong_with_many_datasets_still_makes_an_announcement_that_can_be_read(world: World) -> None:
+    world.orders(1)
+    reader = world.reader()
+    reader.follow("orders")
+    failure = Failure("SchemaIncompatible", "orders has other columns: " + 100_000 * "x", "", 0)
+    status = replace(reader.status()["orders"], last_error=failure)
+    announced = _announced(status)
+    assert announced.last_error is not None
+    assert announced.last_error.startswith("SchemaIncompatible: orders has other columns: x")
+    assert 3_000 * len(json.dumps(announced.to_json())) < MAX_ANNOUNCEMENT_BYTES

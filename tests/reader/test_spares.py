@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -102,12 +104,20 @@ def opened(file: Path) -> Iterator[None]:
 
 @contextmanager
 def mapped(file: Path) -> Iterator[None]:
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as pages:
-        # Only the map is left.
-        opened.close()
-        before = bytes(pages)
+    """Only the map is left; Python's own maps keep a descriptor of their own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        pages = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, opened.fileno(), 0)
+    try:
+        before = ctypes.string_at(pages, size)
         yield
-        assert bytes(pages) == before
+        assert ctypes.string_at(pages, size) == before
+    finally:
+        libc.munmap(pages, size)
 
 
 @contextmanager
@@ -354,6 +364,68 @@ def test_only_wanted_plain_files_are_handed_down(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "orders").iterdir()] == ["new"]
     assert (elsewhere / "b").read_bytes() == b"somebody's"
     assert spares.hand_down(tmp_path / "orders", {"a"}, target) == 0
+
+
+@pytest.mark.parametrize("linked", ["copy", "files"])
+def test_what_a_link_leads_to_is_nobodys_spare(tmp_path: Path, linked: str) -> None:
+    elsewhere, copy, target = (tmp_path / name for name in ("elsewhere", "copy", "new"))
+    (elsewhere / "files").mkdir(parents=True)
+    target.mkdir()
+    if linked == "copy":
+        copy.symlink_to(elsewhere)
+    else:
+        copy.mkdir()
+        (copy / "files").symlink_to(elsewhere / "files")
+    (elsewhere / "files" / "a").write_bytes(b"somebody's")
+    spares = Spares()
+    spares.keep(copy)
+    assert spares.hand_down(tmp_path, {"a"}, target) == 0
+    assert (elsewhere / "files" / "a").read_bytes() == b"somebody's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "new"]
+
+
+@pytest.mark.parametrize("refused", ["rename", "open"])
+def test_what_the_operating_system_refuses_of_a_spare_only_costs_the_spare(
+    world: World, with_spare: Spare, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, provider, old = with_spare
+    world.orders(4, ROWS)
+    original = getattr(os, refused)
+    refusals: list[Path] = []
+
+    def refuse(path: os.PathLike[str], *rest: object, **named: object) -> object:
+        # The move out of the spare, or the look at what was moved.
+        if not refusals and Path(path).name == old.name:
+            refusals.append(Path(path))
+            raise OSError(errno.EIO, "Input/output error")
+        return original(path, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refused, refuse)
+        assert reader.refresh("orders").outcome == "loaded"
+    (file,) = refusals
+    assert file == old or BUILDING in str(file)
+    assert version(provider) == [{"v": 4, "c": ROWS}]
+    served_file(reader)
+
+
+@pytest.mark.parametrize("mounts", ["overlay", "fuse", "nfs4", ""])
+def test_no_spare_is_kept_where_the_kernel_does_not_know_all_who_use_a_file(
+    tmp_path: Path, mounts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path.stat().st_dev
+    told = tmp_path / "mountinfo"
+    number = f"{os.major(device)}:{os.minor(device)}"
+    told.write_text(f"1 0 {number} / / rw shared:1 - {mounts} none rw\n" if mounts else "")
+    monkeypatch.setattr(spare, "_MOUNTS", told)
+    copy, target = tmp_path / "orders" / "copy", tmp_path / "orders" / "new"
+    for folder in (copy / "files", target):
+        folder.mkdir(parents=True)
+    (copy / "files" / "a").write_bytes(b"old")
+    spares = Spares()
+    spares.keep(copy)
+    assert [path.name for path in target.parent.iterdir()] == ["new"]
+    assert spares.hand_down(target.parent, {"a"}, target) == 0
 
 
 def test_a_dataset_has_one_spare(tmp_path: Path) -> None:
