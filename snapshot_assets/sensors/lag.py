@@ -16,7 +16,7 @@ from snapshot_assets.engines.registry import check_datasets
 from snapshot_assets.errors import ConfigurationError, SnapshotAssetsError
 from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.sensors.lagging import Finding, LagBounds, LagMemory, finding_of
-from snapshot_assets.sensors.reload import ReloadTarget, reload_run_config
+from snapshot_assets.sensors.reload import ReloadTarget, reload_request, reload_run_config
 
 if TYPE_CHECKING:
     from snapshot_assets.maintenance.readers import FoundReaders, Standing
@@ -115,7 +115,7 @@ def build_reader_lag_sensor(
             if context.instance.get_runs(_under_way(dataset), limit=1):
                 context.log.info("A run for %r is under way; it is waited for.", dataset)
                 continue
-            result.requests.append(_request(finding, keys[dataset], memory.asked(finding), run_config))
+            result.requests.append(reload_request(finding.head, keys[dataset], run_config, memory.asked(finding)))
         memory.forget_others(heads)
         return dg.SensorResult(
             run_requests=result.requests,
@@ -202,32 +202,6 @@ class _Tick:
 
 def _under_way(dataset: str) -> dg.RunsFilter:
     return dg.RunsFilter(tags={"snapshot/dataset": dataset}, statuses=list(_IN_PROGRESS))
-
-
-def _request(
-    finding: Finding,
-    asset_key: dg.AssetKey,
-    attempt: int,
-    run_config: Callable[[ReloadTarget], dg.RunConfig | Mapping[str, Any]],
-) -> dg.RunRequest:
-    head = finding.head
-    target = ReloadTarget(
-        dataset=head.dataset,
-        incarnation=head.incarnation,
-        generation=head.generation,
-        snapshot_id=head.current_snapshot_id,
-        asset_key=list(asset_key.path),
-    )
-    return dg.RunRequest(
-        run_key=f"{head.dataset}:{head.incarnation}:{head.generation}:again-{attempt}",
-        run_config=run_config(target),
-        tags={
-            "snapshot/dataset": head.dataset,
-            "snapshot/id": str(head.current_snapshot_id),
-            "snapshot/generation": str(head.generation),
-            "snapshot/reload_attempt": str(attempt),
-        },
-    )
 
 
 def _said(finding: Finding) -> str:

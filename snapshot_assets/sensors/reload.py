@@ -1,7 +1,7 @@
 """The reload job: tell the readers of a dataset to go to a new generation, all at once or as a rollout in stages."""
 
 # Dagster reads the annotations of an op as objects, so they are not postponed here.
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,13 @@ from pydantic import Field
 
 from snapshot_assets.asset_metadata import step_failure
 from snapshot_assets.errors import SnapshotAssetsError
+from snapshot_assets.model.head import Head
 from snapshot_assets.sensors.asking import Asked, Asker
 from snapshot_assets.sensors.progress import Progress, planned_reload, told
 from snapshot_assets.sensors.record import Record, failure_of, observation_of, plan_metadata, recorded
 from snapshot_assets.sensors.rollout import Answer, Rollout
 
-__all__ = ["ReloadTarget", "build_reload_job", "reload_run_config"]
+__all__ = ["ReloadTarget", "build_reload_job", "reload_request", "reload_run_config"]
 
 _begun: dict[tuple[str, str], tuple[Record, Asked]] = {}
 """Who is being asked now, by run and stage. A run is one process; a step that finds nothing here asks by itself."""
@@ -43,6 +44,32 @@ class ReloadTarget(dg.Config):
 def reload_run_config(target: ReloadTarget) -> dict[str, Any]:
     """The configuration of a reload run; fits every job of `build_reload_job`."""
     return target.model_dump(exclude_none=True)
+
+
+def reload_request(
+    head: Head,
+    asset_key: dg.AssetKey,
+    run_config: Callable[[ReloadTarget], dg.RunConfig | Mapping[str, Any]],
+    attempt: int | None = None,
+) -> dg.RunRequest:
+    """The run that takes readers to what a head calls current; the same run key for the same generation and attempt."""
+    target = ReloadTarget(
+        dataset=head.dataset,
+        incarnation=head.incarnation,
+        generation=head.generation,
+        snapshot_id=head.current_snapshot_id,
+        asset_key=list(asset_key.path),
+    )
+    run_key = f"{head.dataset}:{head.incarnation}:{head.generation}"
+    tags = {
+        "snapshot/dataset": head.dataset,
+        "snapshot/id": str(head.current_snapshot_id),
+        "snapshot/generation": str(head.generation),
+    }
+    if attempt is not None:
+        run_key += f":again-{attempt}"
+        tags["snapshot/reload_attempt"] = str(attempt)
+    return dg.RunRequest(run_key=run_key, run_config=run_config(target), tags=tags)
 
 
 def build_reload_job(

@@ -17,7 +17,7 @@ from snapshot_assets.model.dataset import Dataset
 from snapshot_assets.model.head import Head
 from snapshot_assets.resources.store import SnapshotStoreResource
 from snapshot_assets.sensors.cursor import HeadCursor
-from snapshot_assets.sensors.reload import ReloadTarget, reload_run_config
+from snapshot_assets.sensors.reload import ReloadTarget, reload_request, reload_run_config
 
 if TYPE_CHECKING:
     from snapshot_assets.store.snapshot_store import SnapshotStore
@@ -89,7 +89,7 @@ def build_snapshot_sensor(
             if cursor.report(failed, f"{error.kind} {error.message}"):
                 events.append(_observe_error(keys[failed], error))
         return dg.SensorResult(
-            run_requests=[_request(head, keys[head.dataset], run_config) for head in look.risen],
+            run_requests=[reload_request(head, keys[head.dataset], run_config) for head in look.risen],
             skip_reason=None if look.risen else look.skip_reason(len(names), len(tokens.keys() & keys.keys())),
             asset_events=events,
             cursor=cursor.to_text(),
@@ -190,27 +190,6 @@ def _read(store: SnapshotStore, name: str) -> _Answer:
         return store.read_head(name)
     except SnapshotAssetsError as error:
         return error
-
-
-def _request(
-    head: Head, asset_key: dg.AssetKey, run_config: Callable[[ReloadTarget], dg.RunConfig | Mapping[str, Any]]
-) -> dg.RunRequest:
-    target = ReloadTarget(
-        dataset=head.dataset,
-        incarnation=head.incarnation,
-        generation=head.generation,
-        snapshot_id=head.current_snapshot_id,
-        asset_key=list(asset_key.path),
-    )
-    return dg.RunRequest(
-        run_key=f"{head.dataset}:{head.incarnation}:{head.generation}",
-        run_config=run_config(target),
-        tags={
-            "snapshot/dataset": head.dataset,
-            "snapshot/id": str(head.current_snapshot_id),
-            "snapshot/generation": str(head.generation),
-        },
-    )
 
 
 def _observe(asset_key: dg.AssetKey, head: Head) -> dg.AssetObservation:

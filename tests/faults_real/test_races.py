@@ -51,7 +51,7 @@ def run(
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.soak)])
 def test_writers_of_one_dataset_lose_nothing_beside_cleaners_rollbacks_and_slow_readers(
     place: Place, crew: Crew, seconds: int
 ) -> None:
@@ -85,7 +85,7 @@ def test_writers_of_one_dataset_lose_nothing_beside_cleaners_rollbacks_and_slow_
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.soak)])
 def test_drops_and_recreations_never_mix_incarnations_under_writers_and_readers(
     local_place: Place, crew: Crew, seconds: int
 ) -> None:

@@ -68,7 +68,7 @@ def needed_operations(store: SnapshotStore, entries: Sequence[SnapshotEntry]) ->
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("publishes", [30, pytest.param(1_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("publishes", [25, pytest.param(1_000, marks=pytest.mark.soak)])
 def test_a_store_that_is_cleaned_holds_little_more_than_what_is_kept(tmp_path: Path, publishes: int) -> None:
     """Against a fresh store to which only the kept snapshots were ever published. Updates are scattered: the worst."""
     store = SnapshotStore.open(str(tmp_path / "store"))
