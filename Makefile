@@ -24,9 +24,8 @@ INSTALLED_ALL := $(VENV)/.installed-all
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Three processes use both cores of a small machine, since tests of servers wait much; `loadfile` keeps the servers that a
-# file starts in one of them.
-PYTEST_ARGS ?= -n 3 --dist loadfile
+# Two processes use both cores of a small machine; `loadfile` keeps the servers that a file starts in one of them.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 NAMES ?=
 FULL ?=
 
