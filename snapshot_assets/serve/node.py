@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import ipaddress
 import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType, TracebackType
 from typing import IO, Self
@@ -30,7 +25,8 @@ from snapshot_assets.ids import check_dataset_name
 from snapshot_assets.serve.control import Control, ServedReader
 from snapshot_assets.serve.flight import FlightSqlServer
 from snapshot_assets.serve.http import HttpServer, health_app
-from snapshot_assets.serve.queries import Limits, Queries
+from snapshot_assets.serve.node_settings import NodeSettings, host_in_url
+from snapshot_assets.serve.queries import Queries
 from snapshot_assets.serve.sessions import check_locked
 from snapshot_assets.serve.tokens import AccessRules
 
@@ -42,114 +38,6 @@ _FIRST_RETRY_SECONDS = 1.0
 _LONGEST_RETRY_SECONDS = 30.0
 _FLIGHT_STOP_SECONDS = 5.0
 _END_SECONDS = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
-    """How a node serves.
-
-    Args:
-        host: the address to bind; any other than loopback needs a token file.
-        port: of Flight SQL; 0 takes a free one.
-        http_port: of `/healthz` and `/readyz`; 0 takes a free one.
-        token_file: the tokens that admit to queries, one a line.
-        control_token_file: the tokens that admit to control. Without it, whoever may query a loopback node may control
-            it, and nobody may control another.
-        max_rows: rows of one result; more is an error. None: no limit.
-        query_timeout: seconds from the start of a query until the client has its last row. None: no limit.
-        max_concurrency: how many queries run, or wait to be fetched, at once.
-        queue_timeout: seconds that a query waits for a place before it is told to retry.
-        fetch_timeout: seconds until a result that nobody fetches, or goes on fetching, is thrown away.
-        memory_limit: of the DuckDB instance that queries run in, such as `4GB`; DuckDB's own when left out.
-        threads: of that instance; all cores when left out.
-        tls_cert: the certificate chain of both ports, as a PEM file.
-        tls_key: its key.
-        stop_timeout: seconds that running queries have when the node stops.
-        advertise: the `host` or `host:port` that is announced in the store as where this node answers. By default the
-            address that is bound; when that is all addresses, this machine's fully qualified name.
-
-    Raises:
-        ConfigurationError: a value is out of range, `advertise` is no host, or one of the TLS files is given without
-            the other.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8815
-    http_port: int = 8816
-    token_file: Path | None = None
-    control_token_file: Path | None = None
-    max_rows: int | None = None
-    query_timeout: float | None = 300.0
-    max_concurrency: int = 16
-    queue_timeout: float = 5.0
-    fetch_timeout: float = 60.0
-    memory_limit: str | None = None
-    threads: int | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    stop_timeout: float = 30.0
-    advertise: str | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_rows", 1), ("max_concurrency", 1), ("threads", 1), ("port", 0), ("http_port", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigurationError(f"{name} is {value}; {least} is the least")
-        for name in ("query_timeout", "queue_timeout", "fetch_timeout", "stop_timeout"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigurationError(f"{name} is {value}; it takes seconds from 0")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigurationError("tls_cert and tls_key belong together, and one is missing")
-        if self.advertise is not None:
-            _host_and_port(self.advertise)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach the node."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def announced(self, port: int) -> tuple[str, int]:
-        """Where others reach a node that listens on this port: the host and the port that are announced."""
-        if self.advertise is not None:
-            host, advertised = _host_and_port(self.advertise)
-            return host, advertised or port
-        with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(self.host).is_unspecified:
-                named = socket.getfqdn()
-                return socket.gethostname() if named.startswith("localhost") else named, port
-        return self.host, port
-
-    @property
-    def catalog_config(self) -> dict[str, str | int | bool]:
-        """What the reader's `catalog_config` needs, so that the limits hold for the sessions that queries run in."""
-        config: dict[str, str | int | bool] = {}
-        if self.memory_limit is not None:
-            config["memory_limit"] = self.memory_limit
-        if self.threads is not None:
-            config["threads"] = self.threads
-        return config
-
-    @property
-    def limits(self) -> Limits:
-        """What queries may take."""
-        return Limits(
-            max_concurrency=self.max_concurrency,
-            queue_timeout=self.queue_timeout,
-            query_timeout=self.query_timeout,
-            fetch_timeout=self.fetch_timeout,
-            max_rows=self.max_rows,
-        )
-
-    @property
-    def tls(self) -> tuple[Path, Path] | None:
-        """The certificate chain and its key."""
-        return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
 
 
 class ReaderNode:
@@ -220,14 +108,14 @@ class ReaderNode:
         if self._flight is None:
             raise ConfigurationError("the node was not started", hint="Call start().")
         scheme = "grpc" if self.settings.tls is None else "grpc+tls"
-        return f"{scheme}://{_in_url(self.settings.host)}:{self._flight.port}"
+        return f"{scheme}://{host_in_url(self.settings.host)}:{self._flight.port}"
 
     @property
     def announced_url(self) -> str:
         """Where others are told that the node answers."""
         url = urlsplit(self.flight_url)
         host, port = self.settings.announced(url.port or 0)
-        return f"{url.scheme}://{_in_url(host)}:{port}"
+        return f"{url.scheme}://{host_in_url(host)}:{port}"
 
     @property
     def http_url(self) -> str:
@@ -235,7 +123,7 @@ class ReaderNode:
         if self._http is None:
             raise ConfigurationError("the node was not started", hint="Call start().")
         scheme = "http" if self.settings.tls is None else "https"
-        return f"{scheme}://{_in_url(self.settings.host)}:{self._http.port}"
+        return f"{scheme}://{host_in_url(self.settings.host)}:{self._http.port}"
 
     @property
     def missing(self) -> dict[str, str]:
@@ -282,7 +170,7 @@ class ReaderNode:
         scheme = "grpc+tcp" if settings.tls is None else "grpc+tls"
         try:
             return FlightSqlServer(
-                f"{scheme}://{_in_url(settings.host)}:{settings.port}",
+                f"{scheme}://{host_in_url(settings.host)}:{settings.port}",
                 queries=queries,
                 control=self._control,
                 rules=self._rules,
@@ -339,30 +227,6 @@ def _stop_when_asked(node: ReaderNode, asked: SimpleQueue[int]) -> None:
     time.sleep(node.settings.stop_timeout + _END_SECONDS)
     _logger.warning("the node did not end in time; it is cut off")
     _end_at_once()
-
-
-def _host_and_port(text: str) -> tuple[str, int | None]:
-    """A host, with or without a port; an IPv6 address alone, or in brackets.
-
-    Raises:
-        ConfigurationError: it is neither.
-    """
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(text)), None
-    try:
-        parts = urlsplit(f"//{text}")
-        if parts.hostname and parts.netloc == text and parts.username is None:
-            return parts.hostname, parts.port
-    except ValueError:
-        pass
-    raise ConfigurationError(
-        f"advertise is {text!r}; it takes a host that others reach, with or without a port",
-        hint="Write it as reader-1.internal or reader-1.internal:8815.",
-    )
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def run_node(
